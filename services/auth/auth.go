@@ -36,7 +36,6 @@ type Service struct {
 	pepper     apikey.Pepper
 	telemetry  *telemetry.Telemetry
 	grpc       *grpcx.Server
-	health     *authn.Health
 	operations *ops.Server
 
 	ran atomic.Bool
@@ -55,8 +54,7 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	health := authn.NewHealth()
-	server, err := grpcx.NewServer(o.GRPC, t, health.Options()...)
+	server, err := grpcx.NewServer(o.GRPC, t)
 	if err != nil {
 		return nil, errors.Join(err, t.Shutdown(context.Background()))
 	}
@@ -65,7 +63,6 @@ func New(o Options) (*Service, error) {
 		pepper:     pepper,
 		telemetry:  t,
 		grpc:       server,
-		health:     health,
 		operations: ops.New(o.Operations, t),
 	}, nil
 }
@@ -91,7 +88,8 @@ func (s *Service) Run(ctx context.Context) (err error) {
 		return err
 	}
 	authv1.RegisterAuthServiceServer(s.grpc, server)
-	monitor := authn.NewMonitor(server, s.health.SetServing)
+	s.grpc.SetServing(false) // until the store has answered
+	monitor := authn.NewMonitor(server, s.grpc.SetServing)
 	s.operations.Ready("store", monitor.Ready)
 
 	// Ready means serving: the listener is open before readiness can be asked for.

@@ -77,7 +77,7 @@ func (p parser) parse(args []string, grammar any) (*kong.Context, error) {
 	}
 	ctx, err := k.Parse(args)
 	// A misspelt variable is the cause, a missing flag its effect: tell of both.
-	err = errors.Join(checkEnvironment(os.Environ(), flagsOf(k.Model.Node)), err)
+	err = errors.Join(checkEnvironment(os.Environ(), variables(k.Model.Node)), err)
 	if err != nil {
 		return nil, &UsageError{Program: p.program, Err: err}
 	}
@@ -93,9 +93,9 @@ func newKong(grammar any, options ...kong.Option) (*kong.Kong, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: bad grammar: %w", err)
 	}
-	for _, f := range flagsOf(k.Model.Node) {
-		if reserved(f.Env) {
-			return nil, fmt.Errorf("config: bad grammar: flag --%s: its variable %s could be set by Kubernetes (service link), choose another name", f.Name, f.Env)
+	for _, name := range variables(k.Model.Node) {
+		if reserved(name) {
+			return nil, fmt.Errorf("config: bad grammar: the variable %s could be set by Kubernetes (service link), choose another name", name)
 		}
 	}
 	return k, nil

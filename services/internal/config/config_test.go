@@ -3,7 +3,6 @@ package config
 import (
 	"bytes"
 	"errors"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -162,34 +161,6 @@ func TestParseCommands(t *testing.T) {
 	}
 }
 
-func TestFlags(t *testing.T) {
-	got, err := Flags(&testOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []Flag{
-		{Name: "grace", Env: "RELAY_GRACE", Default: "5s", Help: "How long to wait.", Type: "time.Duration"},
-		{Name: "log-level", Env: "RELAY_LOG_LEVEL", Default: "info", Help: "Least level.", Type: "debug|info"},
-		{Name: "pprof", Env: "RELAY_PPROF", Help: "Serve profiles.", Type: "bool"},
-		{Name: "redis-address", Env: "RELAY_REDIS_ADDRESS", Help: "Where it is.", Type: "string", Required: true},
-		{Name: "redis-password-file", Env: "RELAY_REDIS_PASSWORD_FILE", Help: "File with the password.", Type: "string"},
-	}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v\nwant %+v", got, want)
-	}
-	got, err = Flags(&testCommands{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, f := range got {
-		names = append(names, f.Env)
-	}
-	if s := strings.Join(names, " "); s != "RELAY_PEPPER RELAY_PLAN RELAY_STORE" {
-		t.Errorf("variables of the commands: %s", s)
-	}
-}
-
 func TestGrammarWithReservedNames(t *testing.T) {
 	for _, grammar := range []any{
 		&struct{ RedisPort int }{},
@@ -199,20 +170,14 @@ func TestGrammarWithReservedNames(t *testing.T) {
 			X string `env:"RELAY_PORT_80_TCP_ADDR"`
 		}{},
 	} {
-		if flags, err := Flags(grammar); err == nil || !strings.Contains(err.Error(), "Kubernetes") {
-			t.Errorf("Flags(%T): %+v, %v", grammar, flags, err)
+		if _, err := ParseCommands("relay-test", "", nil, grammar); err == nil || !strings.Contains(err.Error(), "Kubernetes") {
+			t.Errorf("%T: %v", grammar, err)
 		}
-	}
-	if _, err := ParseCommands("relay-test", "", nil, &struct{ RedisPort int }{}); err == nil {
-		t.Error("ParseCommands took a reserved name")
-	}
-	if _, err := Flags(testOptions{}); err == nil {
-		t.Error("Flags took a struct that is no pointer")
 	}
 }
 
 func TestEnvironment(t *testing.T) {
-	own := []Flag{{Env: "RELAY_LISTEN"}, {Env: "RELAY_OPERATIONS_LISTEN"}}
+	own := []string{"RELAY_LISTEN", "RELAY_OPERATIONS_LISTEN"}
 	for entry, known := range map[string]bool{
 		"RELAY_LISTEN=:8080":                        true,
 		"RELAY_LISTEN=":                             true,

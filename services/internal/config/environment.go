@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/alecthomas/kong"
 )
 
 // ErrUnknownVariable says that the environment has a RELAY_* name that no
@@ -30,13 +32,22 @@ func reserved(name string) bool {
 	return serviceLink.MatchString(name) || strings.HasSuffix(name, "_HOST")
 }
 
+// variables lists the variables of a grammar and of all its commands.
+func variables(n *kong.Node) []string {
+	var own []string
+	for _, f := range n.Flags {
+		own = append(own, f.Envs...)
+	}
+	for _, child := range n.Children {
+		own = append(own, variables(child)...)
+	}
+	return own
+}
+
 // checkEnvironment refuses the RELAY_* names of environ that are neither in
 // names.txt nor of the program's own flags.
-func checkEnvironment(environ []string, own []Flag) error {
-	known := strings.Fields(names)
-	for _, f := range own {
-		known = append(known, f.Env)
-	}
+func checkEnvironment(environ []string, own []string) error {
+	known := append(strings.Fields(names), own...)
 	slices.Sort(known)
 	var errs []error
 	for _, entry := range slices.Sorted(slices.Values(environ)) {

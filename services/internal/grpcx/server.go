@@ -113,6 +113,22 @@ func (s *Server) RegisterService(d *grpc.ServiceDesc, implementation any) {
 	s.grpc.RegisterService(d, implementation)
 }
 
+// SetServing sets what health answers for the server as a whole and for each
+// service registered so far, for a service that can be unwell; until then it is
+// SERVING.
+func (s *Server) SetServing(serving bool) {
+	status := healthv1.HealthCheckResponse_NOT_SERVING
+	if serving {
+		status = healthv1.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus("", status)
+	for name := range s.grpc.GetServiceInfo() {
+		if name != healthv1.Health_ServiceDesc.ServiceName {
+			s.health.SetServingStatus(name, status)
+		}
+	}
+}
+
 // Listen opens the listener and returns its address. Run does so by itself;
 // Listen before it is for those who need the address.
 func (s *Server) Listen() (net.Addr, error) {
