@@ -1,0 +1,221 @@
+package fanout
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/internal/ops"
+	"github.com/cutemarkets/relay/services/internal/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func options(t *testing.T) Options {
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("canary"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Options{
+		Listen:          "127.0.0.1:0",
+		Markets:         []string{"stocks", "options"},
+		UpstreamURL:     "ws://127.0.0.1:1",
+		UpstreamKeyFile: key,
+		Leader:          leaderStatic,
+		EdgeQueueBytes:  16 << 20,
+		Operations:      ops.Options{Listen: "127.0.0.1:0"},
+		Telemetry:       telemetry.Options{LogOutput: io.Discard, OTLPSampleRatio: 1},
+	}
+}
+
+func TestValidate(t *testing.T) {
+	if err := options(t).Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(o *Options){
+		"--markets is empty":        func(o *Options) { o.Markets = nil },
+		"must be lower-case":        func(o *Options) { o.Markets = []string{"a/b"} },
+		"twice":                     func(o *Options) { o.Markets = []string{"stocks", "stocks"} },
+		"--upstream-url":            func(o *Options) { o.UpstreamURL = "https://socket.massive.com" },
+		"--upstream-url must":       func(o *Options) { o.UpstreamURL = "wss://socket.massive.com?key=1" },
+		"--leader is":               func(o *Options) { o.Leader = "me" },
+		"--upstream-key-file":       func(o *Options) { o.UpstreamKeyFile = "" },
+		"--edge-queue-bytes":        func(o *Options) { o.EdgeQueueBytes = 1 },
+		"listen address":            func(o *Options) { o.Listen = "9100" },
+		"--operations-listen":       func(o *Options) { o.Operations.Listen = "" },
+		"--log-level":               func(o *Options) { o.Telemetry.LogLevel = "loud" },
+		"certificate file and key ": func(o *Options) { o.TLSKeyFile = "key" },
+	} {
+		o := options(t)
+		change(&o)
+		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := New(o); err == nil {
+			t.Errorf("%s: made", name)
+		}
+	}
+	o := options(t)
+	o.Leader, o.UpstreamKeyFile = leaderStandby, ""
+	if err := o.Validate(); err != nil {
+		t.Errorf("a standby needs a key: %v", err)
+	}
+}
+
+// vendor answers as the vendor does, and sends a trade for each subscribed topic.
+func vendor(t *testing.T) string {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.CloseNow()
+		status := func(status, message string) {
+			_ = conn.Write(r.Context(), websocket.MessageText, fmt.Appendf(nil, `[{"ev":"status","status":%q,"message":%q}]`, status, message))
+		}
+		status("connected", "Connected Successfully")
+		for {
+			_, message, err := conn.Read(r.Context())
+			if err != nil {
+				return
+			}
+			var command struct{ Action, Params string }
+			if err := json.Unmarshal(message, &command); err != nil {
+				t.Error(err)
+			}
+			switch command.Action {
+			case "auth":
+				if command.Params != "canary" {
+					t.Errorf("key %q", command.Params)
+				}
+				status("auth_success", "authenticated")
+			case "subscribe":
+				for topic := range strings.SplitSeq(command.Params, ",") {
+					status("success", "subscribed to: "+topic)
+					_ = conn.Write(r.Context(), websocket.MessageText, fmt.Appendf(nil, `[{"ev":"T","sym":%q,"p":1.50}]`, topic[2:]))
+				}
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	return "ws" + strings.TrimPrefix(server.URL, "http")
+}
+
+func run(t *testing.T, o Options) (s *Service, grpcAddress, operations string, stop func()) {
+	t.Helper()
+	s, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := func(listen func() (net.Addr, error)) string {
+		a, err := listen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.String()
+	}
+	grpcAddress, operations = address(s.grpc.Listen), address(s.operations.Listen)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	return s, grpcAddress, operations, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}
+}
+
+func subscribe(t *testing.T, address, market string) feedv1.FeedService_SubscribeClient {
+	t.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	stream, err := feedv1.NewFeedServiceClient(conn).Subscribe(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Hello{Hello: &feedv1.Hello{
+		EdgeId: "edge", Market: market, Topics: []*feedv1.Topic{{Id: 9, Name: "T.A"}},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+func await(t *testing.T, stream feedv1.FeedService_SubscribeClient, ok func(*feedv1.SubscribeResponse) bool) {
+	t.Helper()
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok(m) {
+			return
+		}
+	}
+}
+
+func TestService(t *testing.T) {
+	o := options(t)
+	o.UpstreamURL = vendor(t)
+	s, address, operations, stop := run(t, o)
+	for _, market := range o.Markets {
+		stream := subscribe(t, address, market)
+		await(t, stream, func(m *feedv1.SubscribeResponse) bool {
+			return string(m.GetBatch().GetPayload()) == `{"ev":"T","sym":"A","p":1.50}`
+		})
+	}
+	for path, want := range map[string]string{
+		"/readyz":  "ok\n",
+		"/metrics": `relay_fanout_upstream_state{market="options"} 2`,
+	} {
+		response, err := http.Get("http://" + operations + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		if err != nil || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %v: no %s in %s", path, err, want, body)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+	stream := subscribe(t, address, "stocks")
+	await(t, stream, func(m *feedv1.SubscribeResponse) bool { return m.GetHeartbeat() != nil })
+	stop()
+	await(t, stream, func(m *feedv1.SubscribeResponse) bool { return m.GetDraining() != nil })
+	if err := s.Run(t.Context()); err == nil {
+		t.Error("ran twice")
+	}
+}
+
+func TestStandby(t *testing.T) {
+	o := options(t)
+	o.Leader, o.UpstreamKeyFile = leaderStandby, ""
+	_, address, _, stop := run(t, o)
+	stream := subscribe(t, address, "stocks")
+	await(t, stream, func(m *feedv1.SubscribeResponse) bool {
+		return m.GetHeartbeat().GetRole() == feedv1.Role_ROLE_STANDBY
+	})
+	stop()
+}

@@ -1,0 +1,71 @@
+// Package leader decides which process leads a market, that is, which one may
+// hold the market's upstream socket. A leadership is a context that dies with
+// it, and an epoch that is greater than any before it. The package starts no
+// goroutine, holds no queue and never touches a socket.
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrEnded says that the work of a leader returned while it still led.
+var ErrEnded = errors.New("leader: work ended before the leadership")
+
+// Epoch fences one leadership of a market from another. Epochs are compared by
+// generation, then by term.
+type Epoch struct {
+	Generation uint64
+	Term       uint64
+}
+
+// String is for logs.
+func (e Epoch) String() string { return fmt.Sprintf("%d/%d", e.Generation, e.Term) }
+
+// Work is what the leader of a market does. ctx ends with the leadership. Work
+// returns nil only after ctx has ended and when nothing of it is left: the
+// leadership is given up, and so offered to others, after Work has returned.
+type Work func(ctx context.Context, epoch Epoch) error
+
+// Elector decides who leads.
+type Elector interface {
+	// Run takes part in the election of a market until ctx ends, and runs work
+	// each time this process leads. No two calls of work for one market overlap.
+	// It returns nil after ctx has ended, and an error when it cannot go on.
+	Run(ctx context.Context, market string, work Work) error
+}
+
+// Static leads every market from start to end: for one process without others.
+type Static struct {
+	epoch Epoch
+}
+
+// NewStatic makes a Static whose epochs are those of a process started at a
+// moment: a later start gives a greater epoch as long as the clock does not go
+// back between them.
+func NewStatic(start time.Time) Static {
+	return Static{epoch: Epoch{Generation: uint64(start.UnixNano()), Term: 1}}
+}
+
+// Run implements Elector.
+func (s Static) Run(ctx context.Context, market string, work Work) error {
+	err := work(ctx, s.epoch)
+	switch {
+	case err != nil:
+		return fmt.Errorf("leader of %s: %w", market, err)
+	case ctx.Err() == nil:
+		return fmt.Errorf("leader of %s: %w", market, ErrEnded)
+	}
+	return nil
+}
+
+// Standby never leads.
+type Standby struct{}
+
+// Run implements Elector.
+func (Standby) Run(ctx context.Context, _ string, _ Work) error {
+	<-ctx.Done()
+	return nil
+}

@@ -1,0 +1,396 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/fanout/internal/leader"
+	"github.com/cutemarkets/relay/services/fanout/internal/router"
+	"github.com/cutemarkets/relay/services/internal/secret"
+)
+
+const (
+	maxHeld     = 4 << 20          // bytes of events held back
+	maxScratch  = 1 << 16          // events; a greater list is not kept
+	maxNotes    = 64               // log records waiting for the loop
+	malformedAt = 10 * time.Second // between two records about malformed frames
+	vendorText  = 128              // bytes of a vendor's message that are logged
+)
+
+// run is one leadership of a market.
+type run struct {
+	// Static after construction.
+	upstream *Upstream
+	client   *http.Client
+	wake     chan struct{} // holds a token while the loop has something to do; never closed
+
+	// Owned by the loop; not thread-safe.
+	key secret.Secret // of the present connection
+
+	mu sync.Mutex
+	// Guarded by mu.
+	session    *Session
+	now        time.Time // of the present input
+	socket     *socket   // nil: none
+	dialing    bool      // the session asked for a connection
+	closing    bool      // the session asked for the end of the socket
+	ignoring   bool      // frames, until that end
+	holding    bool
+	held       []byte         // a JSON array of events, not closed yet
+	events     []router.Event // scratch of frame
+	heldEvents []router.Event // scratch of Release
+	notes      []note
+	malformed  time.Time // of the last record about malformed frames
+}
+
+// note is a log record that the loop writes, for a log can be slow.
+type note struct {
+	level slog.Level
+	text  string
+	attrs []slog.Attr
+}
+
+func newRun(u *Upstream, client *http.Client) *run {
+	r := &run{upstream: u, client: client, wake: make(chan struct{}, 1)}
+	r.session = NewSession(r, rand.Float64)
+	return r
+}
+
+// lead is the loop.
+func (r *run) lead(ctx context.Context, epoch leader.Epoch) {
+	market := r.upstream.router
+	interest := market.Lead(epoch, time.Now())
+	r.upstream.log.Info("leading", slog.String("epoch", epoch.String()), slog.Int("topics", len(interest)))
+	r.input(func(now time.Time) { r.session.Start(now, interest) })
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	done := ctx.Done()
+	for {
+		deadline, over := r.attend(ctx)
+		if over {
+			break
+		}
+		timer.Stop()
+		if !deadline.IsZero() {
+			timer.Reset(time.Until(deadline))
+		}
+		select {
+		case <-done:
+			done = nil
+			r.input(r.session.Stop)
+		case <-timer.C:
+			r.input(r.session.Tick)
+		case <-r.wake:
+		case <-r.socketEnded():
+			r.hangUp()
+		case <-market.Changed():
+			added, removed := market.Changes()
+			r.input(func(now time.Time) {
+				r.session.Remove(now, removed)
+				r.session.Add(now, added)
+			})
+		}
+	}
+	market.Follow(time.Now())
+	r.upstream.state.Store(uint32(StateStandby))
+	r.upstream.log.Info("no longer leading", slog.String("epoch", epoch.String()))
+}
+
+// attend does what the session asked for, until there is nothing more. It
+// returns the session's deadline and whether it is over.
+func (r *run) attend(ctx context.Context) (deadline time.Time, over bool) {
+	for {
+		r.mu.Lock()
+		notes := r.notes
+		r.notes = nil
+		dialing, closing := r.dialing, r.closing
+		r.dialing, r.closing = false, false
+		deadline, over = r.session.Deadline(), r.session.Stopped()
+		r.mu.Unlock()
+
+		for _, n := range notes {
+			r.upstream.log.LogAttrs(ctx, n.level, n.text, n.attrs...) //nolint:sloglint // the texts of notes are constants
+		}
+		switch {
+		case dialing:
+			r.dial(ctx)
+		case closing:
+			r.hangUp()
+		case len(notes) == 0:
+			return deadline, over
+		}
+	}
+}
+
+// input gives the session an input.
+func (r *run) input(f func(now time.Time)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.now = time.Now()
+	f(r.now)
+}
+
+func (r *run) signal() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// socketEnded is closed when the present socket has failed or was closed by the
+// vendor; nil without a socket.
+func (r *run) socketEnded() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.socket == nil {
+		return nil
+	}
+	return r.socket.readEnded
+}
+
+func (r *run) dial(ctx context.Context) {
+	key, err := secret.Read(r.upstream.keyFile)
+	if err != nil {
+		r.dialFailed(CauseKey, err)
+		return
+	}
+	k, err := dialSocket(ctx, r)
+	if err != nil {
+		cause := CauseDial
+		if ctx.Err() != nil {
+			cause = CauseStopped
+		}
+		r.dialFailed(cause, err)
+		return
+	}
+	r.key = key
+	r.mu.Lock()
+	r.socket = k
+	r.mu.Unlock()
+	r.input(r.session.Dialed)
+	k.start()
+}
+
+func (r *run) dialFailed(cause Cause, err error) {
+	r.input(func(now time.Time) {
+		r.noteLocked(slog.LevelWarn, "upstream not reached", slog.String("cause", cause.String()), slog.Any("error", err))
+		r.session.DialFailed(now, cause)
+	})
+}
+
+// hangUp ends the socket, on both sides or by cutting it off, and tells the
+// session.
+func (r *run) hangUp() {
+	r.mu.Lock()
+	k := r.socket
+	r.mu.Unlock()
+	cause := k.hangUp()
+	r.input(func(now time.Time) {
+		r.socket = nil
+		r.closing, r.ignoring = false, false
+		r.session.Closed(now, cause)
+	})
+}
+
+// frame takes one message of the vendor. It does not keep it.
+func (r *run) frame(message []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ignoring {
+		return
+	}
+	now := time.Now()
+	r.now = now
+	r.upstream.lastMessage.Store(now.UnixNano())
+	r.upstream.router.FrameSeen(now)
+
+	events, faults := router.Split(message, r.events[:0])
+	if faults.Any() {
+		r.malformedLocked(&faults)
+	}
+	statuses := 0
+	for i := range events {
+		if events[i].Status() {
+			statuses++
+		}
+	}
+	r.session.Frame(now, len(events) > statuses)
+	start := 0
+	for i := 0; statuses > 0; i++ {
+		if events[i].Status() {
+			r.passLocked(events[start:i])
+			r.statusLocked(events[i].Raw)
+			start = i + 1
+			statuses--
+		}
+	}
+	r.passLocked(events[start:])
+	if cap(events) <= maxScratch {
+		r.events = events
+	} else {
+		r.events = nil
+	}
+}
+
+// passLocked routes events, or holds them back. What comes after the session
+// has asked for the end of the socket is part of the gap.
+func (r *run) passLocked(events []router.Event) {
+	if r.ignoring {
+		return
+	}
+	for r.holding && len(events) > 0 {
+		raw := events[0].Raw
+		if len(r.held)+len(raw)+len(",]") > maxHeld {
+			r.session.HoldFull(r.now)
+			if r.holding { // nothing was asked for, so nothing is missed
+				return
+			}
+			break
+		}
+		separator := byte(',')
+		if len(r.held) == 0 {
+			separator = '['
+		}
+		r.held = append(append(r.held, separator), raw...)
+		events = events[1:]
+	}
+	if len(events) > 0 {
+		r.upstream.router.Route(events)
+	}
+}
+
+func (r *run) statusLocked(raw []byte) {
+	status, message, ok := parseStatus(raw)
+	if !ok {
+		var faults router.Faults
+		faults[router.FaultSyntax]++
+		r.malformedLocked(&faults)
+		return
+	}
+	if status != "success" && status != "connected" && status != "auth_success" {
+		r.noteLocked(slog.LevelWarn, "vendor status", slog.String("status", cut(status)), slog.String("message", cut(message)))
+	}
+	r.session.Status(r.now, status, message)
+	r.signal()
+}
+
+// parseStatus reads a status object. A missing field is empty.
+func parseStatus(raw []byte) (status, message string, ok bool) {
+	var object struct {
+		Status  string `json:"status"`
+		Message string `json:"message"`
+	}
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return "", "", false
+	}
+	return object.Status, object.Message, true
+}
+
+func cut(s string) string { return s[:min(len(s), vendorText)] }
+
+func (r *run) malformedLocked(faults *router.Faults) {
+	var attrs []slog.Attr
+	for _, fault := range router.AllFaults() {
+		if n := faults[fault]; n > 0 {
+			r.upstream.malformed[fault].Add(uint64(n))
+			attrs = append(attrs, slog.Int(fault.String(), int(n)))
+		}
+	}
+	if r.now.Sub(r.malformed) >= malformedAt {
+		r.malformed = r.now
+		r.noteLocked(slog.LevelWarn, "malformed upstream frame", attrs...)
+	}
+}
+
+// noteLocked leaves a log record to the loop; what is too much is dropped.
+func (r *run) noteLocked(level slog.Level, text string, attrs ...slog.Attr) {
+	if len(r.notes) < maxNotes {
+		r.notes = append(r.notes, note{level, text, attrs})
+		r.signal()
+	}
+}
+
+// The methods of Host. mu is held.
+
+// Dial implements Host.
+func (r *run) Dial() {
+	r.dialing = true
+	r.signal()
+}
+
+// Auth implements Host.
+func (r *run) Auth() {
+	message, err := json.Marshal(struct {
+		Action string `json:"action"`
+		Params string `json:"params"`
+	}{"auth", r.key.Reveal()})
+	if err != nil {
+		panic("upstream: auth message: " + err.Error())
+	}
+	r.socket.send(message)
+}
+
+// Send implements Host.
+func (r *run) Send(message []byte) { r.socket.send(message) }
+
+// Close implements Host.
+func (r *run) Close() {
+	r.closing, r.ignoring = true, true
+	r.signal()
+}
+
+// Hold implements Host.
+func (r *run) Hold() { r.holding = true }
+
+// Gap implements Host.
+func (r *run) Gap(from, to time.Time) {
+	r.upstream.router.Gap(from, to)
+	r.noteLocked(slog.LevelWarn, "gap", slog.Time("from", from), slog.Time("to", to))
+}
+
+// Release implements Host.
+func (r *run) Release() {
+	r.holding = false
+	if len(r.held) == 0 {
+		return
+	}
+	events, faults := router.Split(append(r.held, ']'), r.heldEvents[:0])
+	if faults.Any() {
+		panic("upstream: held events are malformed")
+	}
+	r.upstream.router.Route(events)
+	r.held, r.heldEvents = nil, nil
+}
+
+// State implements Host.
+func (r *run) State(state State, downSince time.Time) {
+	r.upstream.state.Store(uint32(state))
+	r.upstream.router.Upstream(state == StateLive, downSince, r.now)
+	attrs := []slog.Attr{slog.String("state", state.String())}
+	if !downSince.IsZero() {
+		attrs = append(attrs, slog.Time("down_since", downSince))
+	}
+	r.noteLocked(slog.LevelInfo, "upstream state", attrs...)
+}
+
+// Lost implements Host.
+func (r *run) Lost(cause Cause) {
+	r.upstream.lost[cause].Add(1)
+	r.noteLocked(slog.LevelInfo, "upstream connection ended", slog.String("cause", cause.String()))
+}
+
+// Problem implements Host.
+func (r *run) Problem(topics []string, problem feedv1.TopicProblem) {
+	r.upstream.router.Problem(topics, problem)
+	if problem != feedv1.TopicProblem_TOPIC_PROBLEM_UNSPECIFIED {
+		r.noteLocked(slog.LevelWarn, "topics not served", slog.String("problem", problem.String()),
+			slog.Int("topics", len(topics)), slog.String("first", topics[0]))
+	}
+}

@@ -1,0 +1,428 @@
+package upstream
+
+import (
+	"strings"
+	"time"
+
+	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+)
+
+// The times of a session. Those of the vendor's protocol have no documented
+// values; a wait too long only delays a retry.
+const (
+	greetingWait = 10 * time.Second       // from dialed to connected
+	authWait     = 10 * time.Second       // from auth to auth_success
+	settleWait   = 500 * time.Millisecond // from subscribe to forwarding, at most
+	ackWait      = 3 * time.Second        // from subscribe to its ack
+	ackRetries   = 2                      // subscribes after the first
+	lingerWait   = time.Second            // from the loss of interest to unsubscribe
+
+	backoffFirst  = 500 * time.Millisecond // greatest first wait before a dial
+	backoffMost   = 30 * time.Second       // greatest wait
+	backoffReset  = 60 * time.Second       // of data, after which waits start anew
+	refusedWait   = 60 * time.Second       // after auth_failed
+	kickedWait    = 60 * time.Second       // after max_connections
+	lossAllowance = 500 * time.Millisecond // events of this long may be missing before a close
+)
+
+// State is what a session is doing, for metrics and logs.
+type State uint8
+
+// The states.
+const (
+	StateStandby    State = iota // there is no session
+	StateConnecting              // no events, or not complete ones
+	StateLive                    // authenticated and subscribed
+	StateRefused                 // auth_failed: retried slowly
+	StateKicked                  // max_connections: cooling down
+)
+
+// String is for logs.
+func (s State) String() string {
+	return [...]string{"standby", "connecting", "live", "refused", "kicked"}[s]
+}
+
+// Cause is why a connection ended or did not come about.
+type Cause uint8
+
+// The causes.
+const (
+	CauseNone     Cause = iota
+	CauseDial           // no connection, or no WebSocket
+	CauseKey            // the key file could not be read
+	CauseRejected       // auth_failed
+	CauseKicked         // max_connections
+	CauseSlow           // close 1008 of the vendor, which gives no reason
+	CauseClosed         // any other close frame of the vendor
+	CauseEOF            // end of the connection without a close frame
+	CauseError          // reset, or a broken frame
+	CauseTimeout        // no answer, or no pong
+	CauseStopped        // we do not lead any more
+	causeEnd
+)
+
+var causeNames = [causeEnd]string{
+	"none", "dial", "key", "rejected", "kicked", "slow", "closed", "eof", "error", "timeout", "stopped",
+}
+
+// String is the metric label.
+func (c Cause) String() string { return causeNames[c] }
+
+// Intact reports whether the connection carried everything up to its end, so
+// that silence before it was silence of the market.
+func (c Cause) intact() bool {
+	switch c {
+	case CauseError, CauseTimeout:
+		return false
+	}
+	return true
+}
+
+// Host is what a session asks of its runner. Calls come from inside the
+// session's methods; none blocks or calls back.
+type Host interface {
+	// Dial makes a connection; answered by Dialed or DialFailed.
+	Dial()
+	// Auth sends the key.
+	Auth()
+	// Send sends one text message behind what was sent before.
+	Send(message []byte)
+	// Close sends a close frame and waits for the end; answered by Closed.
+	Close()
+	// Hold keeps back all events from now on.
+	Hold()
+	// Gap tells of a gap: events since from may be missing until to.
+	Gap(from, to time.Time)
+	// Release forwards what was held, and from now on all events at once.
+	Release()
+	// State tells of a change of state. downSince is when events may have begun
+	// to be missing, zero if live or never live.
+	State(state State, downSince time.Time)
+	// Lost counts the end of a connection or of the attempt to make one.
+	Lost(cause Cause)
+	// Problem tells what is wrong with topics; TOPIC_PROBLEM_UNSPECIFIED:
+	// nothing any more.
+	Problem(topics []string, problem feedv1.TopicProblem)
+}
+
+type phase uint8
+
+const (
+	phaseNew phase = iota
+	phaseWaiting
+	phaseDialing
+	phaseGreeting // dialed, waits for connected
+	phaseSigning  // auth sent, waits for auth_success
+	phaseOpen     // subscribing or subscribed
+	phaseClosing
+	phaseStopped
+)
+
+// Session is the conversation with the vendor during one epoch of a market: it
+// connects, authenticates, subscribes what is wanted, and does it all again
+// after a loss, of which it tells one gap each. It does no I/O and has no clock:
+// time and inputs are arguments, and what it wants is asked of its Host. Not
+// safe for concurrent use.
+//
+// A gap begins at the last sign of life, or half a second before the loss if
+// that is later and the connection was intact until its end. It ends, and events
+// held since are forwarded, when all subscriptions are acknowledged again, or
+// half a second after they were sent.
+type Session struct {
+	// Static after construction.
+	host   Host
+	random func() float64
+
+	// Owned by the caller; not thread-safe.
+	phase     phase
+	state     State
+	stopping  bool
+	until     time.Time // end of phaseWaiting, phaseGreeting or phaseSigning
+	settle    time.Time // phaseOpen, not live: when to go live at the latest
+	live      bool
+	liveSince time.Time
+	lastAlive time.Time // last frame or pong of the connection
+	lastData  time.Time // last event of the connection
+	downSince time.Time // begin of the gap to tell; zero: none
+	toldDown  time.Time // what the host knows of downSince
+	cause     Cause     // phaseClosing: why
+	attempts  uint      // since the last reset
+	topics    topics
+}
+
+// NewSession makes the session of an epoch. random gives numbers in [0,1).
+func NewSession(host Host, random func() float64) *Session {
+	return &Session{host: host, random: random, topics: newTopics()}
+}
+
+// Start is the first input: the whole interest.
+func (s *Session) Start(now time.Time, interest []string) {
+	s.Add(now, interest)
+	s.dial()
+}
+
+// Stop ends the session; it is over when Stopped reports true.
+func (s *Session) Stop(now time.Time) {
+	if s.stopping {
+		return
+	}
+	s.stopping = true
+	switch s.phase {
+	case phaseDialing, phaseClosing, phaseStopped:
+	case phaseNew, phaseWaiting:
+		s.phase = phaseStopped
+	default:
+		s.close(now, CauseStopped)
+	}
+}
+
+// Stopped reports whether the session is over and has no connection.
+func (s *Session) Stopped() bool { return s.phase == phaseStopped }
+
+// Dialed answers Host.Dial.
+func (s *Session) Dialed(now time.Time) {
+	s.must(phaseDialing)
+	s.lastAlive, s.lastData = now, time.Time{}
+	if s.stopping {
+		s.close(now, CauseStopped)
+		return
+	}
+	s.phase = phaseGreeting
+	s.until = now.Add(greetingWait)
+}
+
+// DialFailed answers Host.Dial.
+func (s *Session) DialFailed(now time.Time, cause Cause) {
+	s.must(phaseDialing)
+	s.ended(now, cause)
+}
+
+// Closed tells that the connection has ended on both sides: an answer to
+// Host.Close, or the vendor's doing.
+func (s *Session) Closed(now time.Time, cause Cause) {
+	switch s.phase {
+	case phaseClosing:
+		cause = s.cause
+	case phaseGreeting, phaseSigning, phaseOpen:
+		s.lose(now, cause)
+	default:
+		panic("upstream: a connection ended that was not there")
+	}
+	s.ended(now, cause)
+}
+
+// Frame tells of a frame of the vendor, before its content; data says that it
+// has events.
+func (s *Session) Frame(now time.Time, data bool) {
+	s.lastAlive = now
+	if data {
+		s.lastData = now
+	}
+}
+
+// Alive tells of a pong.
+func (s *Session) Alive(now time.Time) { s.lastAlive = now }
+
+// Status takes a status object of the vendor.
+func (s *Session) Status(now time.Time, status, message string) {
+	switch s.phase {
+	case phaseGreeting, phaseSigning, phaseOpen:
+	default:
+		return
+	}
+	switch status {
+	case "connected":
+		if s.phase == phaseGreeting {
+			s.phase = phaseSigning
+			s.until = now.Add(authWait)
+			s.host.Auth()
+		}
+	case "auth_success":
+		if s.phase == phaseSigning {
+			s.open(now)
+		}
+	case "auth_failed":
+		s.close(now, CauseRejected)
+	case "auth_timeout":
+		s.close(now, CauseTimeout)
+	case "max_connections":
+		s.close(now, CauseKicked)
+	case "success":
+		if list, ok := strings.CutPrefix(message, "subscribed to:"); ok && s.phase == phaseOpen {
+			for name := range strings.SplitSeq(list, ",") {
+				s.acked(strings.TrimSpace(name))
+			}
+			s.flush()
+			s.goLive(now, false)
+		}
+	case "error":
+		if strings.Contains(strings.ToLower(message), "not authorized") {
+			s.topics.notAuthorized = now
+		}
+	}
+}
+
+// HoldFull tells that no more events can be held.
+func (s *Session) HoldFull(now time.Time) { s.goLive(now, true) }
+
+// Add takes topics that are wanted from now on. In alphabetical order a wildcard
+// comes first and spares its exact topics.
+func (s *Session) Add(now time.Time, topics []string) {
+	for _, name := range topics {
+		s.add(now, name)
+	}
+	s.flush()
+}
+
+// Remove takes topics that are not wanted any more. They are unsubscribed after
+// lingerWait, so that a client that comes and goes costs the vendor nothing.
+func (s *Session) Remove(now time.Time, topics []string) {
+	for _, name := range topics {
+		s.remove(now, name)
+	}
+}
+
+// Deadline is when Tick wants to be called; zero: never.
+func (s *Session) Deadline() time.Time {
+	deadline := s.topics.deadline()
+	sooner := func(t time.Time) {
+		if deadline.IsZero() || t.Before(deadline) {
+			deadline = t
+		}
+	}
+	switch s.phase {
+	case phaseWaiting, phaseGreeting, phaseSigning:
+		sooner(s.until)
+	case phaseOpen:
+		if !s.live {
+			sooner(s.settle)
+		}
+	case phaseStopped:
+		return time.Time{}
+	}
+	return deadline
+}
+
+// Tick tells the time.
+func (s *Session) Tick(now time.Time) {
+	if s.phase == phaseStopped {
+		return
+	}
+	switch s.phase {
+	case phaseWaiting:
+		if !now.Before(s.until) {
+			s.dial()
+		}
+	case phaseGreeting, phaseSigning:
+		if !now.Before(s.until) {
+			s.close(now, CauseTimeout)
+		}
+	}
+	s.unlinger(now)
+	if s.phase == phaseOpen {
+		s.overdue(now)
+		s.flush()
+		s.goLive(now, !now.Before(s.settle))
+	}
+}
+
+func (s *Session) must(p phase) {
+	if s.phase != p {
+		panic("upstream: session input in the wrong phase")
+	}
+}
+
+func (s *Session) dial() {
+	s.phase = phaseDialing
+	s.setState(StateConnecting)
+	s.host.Dial()
+}
+
+// open begins to subscribe everything that is wanted.
+func (s *Session) open(now time.Time) {
+	s.phase = phaseOpen
+	s.settle = now.Add(settleWait)
+	s.subscribeAll(now)
+	s.flush()
+	s.goLive(now, false)
+}
+
+// goLive ends the gap once all subscriptions are acknowledged, or at once.
+func (s *Session) goLive(now time.Time, atOnce bool) {
+	if s.phase != phaseOpen || s.live || s.topics.unacked > 0 && !atOnce {
+		return
+	}
+	s.live, s.liveSince = true, now
+	if !s.downSince.IsZero() {
+		s.host.Gap(s.downSince, now)
+		s.downSince = time.Time{}
+		s.host.Release()
+	}
+	s.setState(StateLive)
+}
+
+// close ends the connection from our side.
+func (s *Session) close(now time.Time, cause Cause) {
+	s.lose(now, cause)
+	s.phase = phaseClosing
+	s.cause = cause
+	s.host.Close()
+}
+
+// lose notes that no event comes any more: the gap begins unless one lasts.
+func (s *Session) lose(now time.Time, cause Cause) {
+	if s.phase == phaseOpen && s.downSince.IsZero() {
+		s.downSince = s.lastAlive
+		if allowed := now.Add(-lossAllowance); cause.intact() && allowed.After(s.downSince) {
+			s.downSince = allowed
+		}
+		s.host.Hold()
+	}
+	if s.live && s.lastData.Sub(s.liveSince) >= backoffReset {
+		s.attempts = 0
+	}
+	s.live = false
+	s.topics.forget()
+	switch cause {
+	case CauseRejected:
+		s.setState(StateRefused)
+	case CauseKicked:
+		s.setState(StateKicked)
+	default:
+		s.setState(StateConnecting)
+	}
+}
+
+// ended waits before the next dial; there is no connection.
+func (s *Session) ended(now time.Time, cause Cause) {
+	s.host.Lost(cause)
+	if s.stopping {
+		s.phase = phaseStopped
+		return
+	}
+	s.phase = phaseWaiting
+	switch cause {
+	case CauseRejected:
+		s.until = now.Add(refusedWait)
+	case CauseKicked:
+		s.until = now.Add(kickedWait)
+	default:
+		s.until = now.Add(s.backoff())
+	}
+}
+
+// backoff is exponential with full jitter.
+func (s *Session) backoff() time.Duration {
+	most := min(backoffFirst<<min(s.attempts, 10), backoffMost)
+	s.attempts++
+	return time.Duration(s.random() * float64(most))
+}
+
+// setState tells the host of a change of state or of the gap's begin.
+func (s *Session) setState(state State) {
+	if state == s.state && s.downSince.Equal(s.toldDown) {
+		return
+	}
+	s.state, s.toldDown = state, s.downSince
+	s.host.State(state, s.downSince)
+}

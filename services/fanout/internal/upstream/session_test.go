@@ -1,0 +1,568 @@
+package upstream
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+)
+
+var t0 = time.Date(2026, 11, 20, 14, 30, 0, 0, time.UTC)
+
+// recorder is a Host that writes down what is asked of it.
+type recorder struct {
+	said []string
+}
+
+func (h *recorder) note(format string, args ...any) {
+	h.said = append(h.said, fmt.Sprintf(format, args...))
+}
+
+func (h *recorder) Dial()  { h.note("dial") }
+func (h *recorder) Auth()  { h.note("auth") }
+func (h *recorder) Close() { h.note("close") }
+func (h *recorder) Hold()  { h.note("hold") }
+func (h *recorder) Gap(from, to time.Time) {
+	h.note("gap %v %v", from.Sub(t0), to.Sub(t0))
+}
+func (h *recorder) Release() { h.note("release") }
+func (h *recorder) State(state State, downSince time.Time) {
+	if downSince.IsZero() {
+		h.note("state %v", state)
+		return
+	}
+	h.note("state %v since %v", state, downSince.Sub(t0))
+}
+func (h *recorder) Lost(cause Cause) { h.note("lost %v", cause) }
+
+func (h *recorder) Problem(topics []string, problem feedv1.TopicProblem) {
+	h.note("problem %v %s", topics, strings.TrimPrefix(problem.String(), "TOPIC_PROBLEM_"))
+}
+
+func (h *recorder) Send(message []byte) {
+	var command struct{ Action, Params string }
+	if err := json.Unmarshal(message, &command); err != nil {
+		panic(err)
+	}
+	h.note("%s %s", command.Action, command.Params)
+}
+
+// script drives a session by hand.
+type script struct {
+	*testing.T
+	host    *recorder
+	session *Session
+	now     time.Time
+	random  float64
+}
+
+func newScript(t *testing.T) *script {
+	s := &script{T: t, host: &recorder{}, now: t0, random: 0.5}
+	s.session = NewSession(s.host, func() float64 { return s.random })
+	return s
+}
+
+// expect compares what was asked of the host since the last call.
+func (s *script) expect(want ...string) {
+	s.Helper()
+	if !slices.Equal(s.host.said, want) {
+		s.Fatalf("at %v\n got %q\nwant %q", s.now.Sub(t0), s.host.said, want)
+	}
+	s.host.said = nil
+}
+
+// pass lets time pass, tick by tick.
+func (s *script) pass(d time.Duration) {
+	end := s.now.Add(d)
+	for {
+		deadline := s.session.Deadline()
+		if deadline.IsZero() || deadline.After(end) {
+			break
+		}
+		if deadline.After(s.now) {
+			s.now = deadline
+		}
+		s.session.Tick(s.now)
+	}
+	s.now = end
+}
+
+func (s *script) status(status, message string) {
+	s.session.Frame(s.now, false)
+	s.session.Status(s.now, status, message)
+}
+
+func (s *script) ack(topics ...string) {
+	for _, topic := range topics {
+		s.status("success", "subscribed to: "+topic)
+	}
+}
+
+// open starts a session and brings it to auth_success.
+func (s *script) open(interest ...string) {
+	s.Helper()
+	s.session.Start(s.now, interest)
+	s.expect("state connecting", "dial")
+	s.login()
+}
+
+func (s *script) login() {
+	s.Helper()
+	s.session.Dialed(s.now)
+	s.expect()
+	s.status("connected", "Connected Successfully")
+	s.expect("auth")
+	s.status("auth_success", "authenticated")
+}
+
+// lose ends the connection after the vendor's doing and passes the back-off.
+func (s *script) lose(cause Cause) {
+	s.session.Closed(s.now, cause)
+}
+
+func TestFirstConnection(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A", "Q.B")
+	s.expect("subscribe Q.B,T.A")
+	s.ack("T.A")
+	s.expect()
+	s.ack("Q.B")
+	s.expect("state live")
+	s.pass(time.Hour)
+	s.expect()
+}
+
+func TestFirstConnectionWithoutInterest(t *testing.T) {
+	s := newScript(t)
+	s.open()
+	s.expect("state live")
+}
+
+func TestAckForms(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		message string
+		live    bool
+	}{
+		{"as documented", "subscribed to: T.A", true},
+		{"joined", "subscribed to: T.X, T.A", true},
+		{"no space", "subscribed to:T.A", true},
+		{"of an unsubscribe", "unsubscribed to: T.A", false},
+		{"of another topic", "subscribed to: T.AA", false},
+		{"of nothing", "subscribed to: ", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t)
+			s.open("T.A")
+			s.expect("subscribe T.A")
+			s.status("success", tt.message)
+			if tt.live {
+				s.expect("state live")
+			} else {
+				s.expect()
+			}
+		})
+	}
+}
+
+func TestLiveWithoutAcks(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A")
+	s.expect("subscribe T.A")
+	s.pass(settleWait - 1)
+	s.expect()
+	s.pass(1)
+	s.expect("state live")
+	s.pass(3 * time.Minute)
+	s.expect("subscribe T.A", "subscribe T.A", "problem [T.A] NOT_ACKNOWLEDGED")
+	s.ack("T.A")
+	s.expect("problem [T.A] UNSPECIFIED")
+}
+
+func TestNotAuthorized(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		s := newScript(t)
+		s.open("NOI.*", "T.A")
+		s.expect("subscribe NOI.*,T.A")
+		if before {
+			s.status("error", "not authorized")
+		}
+		s.ack("T.A")
+		if !before {
+			s.status("error", "not authorized")
+		}
+		s.pass(time.Minute)
+		s.expect("state live", "subscribe NOI.*", "subscribe NOI.*", "problem [NOI.*] NOT_AUTHORIZED")
+		// A later topic has a window of its own.
+		s.session.Add(s.now, []string{"ZZ.A"})
+		s.pass(time.Minute)
+		s.expect("subscribe ZZ.A", "subscribe ZZ.A", "subscribe ZZ.A", "problem [ZZ.A] NOT_ACKNOWLEDGED")
+	}
+}
+
+func TestGap(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		interest []string
+		cause    Cause
+		quiet    time.Duration // between the last frame and the loss
+		from     time.Duration // before the loss
+	}{
+		{"busy", []string{"T.A"}, CauseClosed, 100 * time.Millisecond, 100 * time.Millisecond},
+		{"quiet", []string{"T.A"}, CauseSlow, time.Minute, lossAllowance},
+		{"end without close frame", []string{"T.A"}, CauseEOF, time.Minute, lossAllowance},
+		{"no pong", []string{"T.A"}, CauseTimeout, 30 * time.Second, 30 * time.Second},
+		{"reset", []string{"T.A"}, CauseError, 10 * time.Second, 10 * time.Second},
+		{"no interest", nil, CauseClosed, time.Minute, lossAllowance},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t)
+			s.open(tt.interest...)
+			s.ack(tt.interest...)
+			s.pass(time.Second)
+			s.session.Frame(s.now, true)
+			s.host.said = nil
+			s.pass(tt.quiet)
+			from := s.now.Add(-tt.from).Sub(t0)
+			s.lose(tt.cause)
+			s.expect("hold", fmt.Sprintf("state connecting since %v", from), "lost "+tt.cause.String())
+			s.pass(backoffFirst)
+			s.expect("dial")
+			s.login()
+			if tt.interest != nil {
+				s.expect("subscribe T.A")
+				s.ack("T.A")
+			}
+			s.expect(fmt.Sprintf("gap %v %v", from, s.now.Sub(t0)), "release", "state live")
+		})
+	}
+}
+
+func TestPongIsALifeSign(t *testing.T) {
+	s := newScript(t)
+	s.open()
+	s.pass(20 * time.Second)
+	s.session.Alive(s.now)
+	s.pass(30 * time.Second)
+	s.host.said = nil
+	s.lose(CauseTimeout)
+	s.expect("hold", "state connecting since 20s", "lost timeout")
+}
+
+// TestOneGapPerOutage: a loss before the feed is live again extends the gap.
+func TestOneGapPerOutage(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A")
+	s.ack("T.A")
+	s.host.said = nil
+	s.lose(CauseClosed)
+	s.expect("hold", "state connecting since 0s", "lost closed")
+	s.pass(backoffMost)
+	s.expect("dial")
+	s.session.DialFailed(s.now, CauseDial)
+	s.expect("lost dial")
+	s.pass(backoffMost)
+	s.expect("dial")
+	s.login()
+	s.expect("subscribe T.A")
+	s.lose(CauseClosed)
+	s.expect("lost closed")
+	s.pass(backoffMost)
+	s.expect("dial")
+	s.login()
+	s.expect("subscribe T.A")
+	s.pass(settleWait)
+	s.expect("gap 0s "+s.now.Sub(t0).String(), "release", "state live")
+}
+
+// TestLossBeforeLive: events can have come since the first subscribe.
+func TestLossBeforeLive(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A")
+	s.expect("subscribe T.A")
+	s.lose(CauseClosed)
+	s.expect("hold", "state connecting since 0s", "lost closed")
+}
+
+func TestHoldFull(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A")
+	s.ack("T.A")
+	s.lose(CauseClosed)
+	s.pass(time.Second)
+	s.host.said = nil
+	s.session.HoldFull(s.now) // not connected: nothing
+	s.expect()
+	s.login()
+	s.expect("subscribe T.A")
+	s.session.HoldFull(s.now)
+	s.expect("gap 0s 1s", "release", "state live")
+}
+
+func TestRefusals(t *testing.T) {
+	for _, tt := range []struct {
+		status, message string
+		state           string
+		cause           Cause
+		wait            time.Duration
+	}{
+		{"auth_failed", "authentication failed", "refused", CauseRejected, refusedWait},
+		{"auth_failed", "Your plan doesn't include websocket access.", "refused", CauseRejected, refusedWait},
+		{"max_connections", "Maximum number of websocket connections exceeded. ", "kicked", CauseKicked, kickedWait},
+	} {
+		s := newScript(t)
+		s.session.Start(s.now, []string{"T.A"})
+		s.session.Dialed(s.now)
+		s.status("connected", "")
+		s.host.said = nil
+		s.status(tt.status, tt.message)
+		s.expect("state "+tt.state, "close")
+		s.status("connected", "") // too late
+		s.pass(time.Second)
+		s.lose(CauseSlow)
+		s.expect("lost " + tt.cause.String())
+		s.pass(tt.wait - 1)
+		s.expect()
+		s.pass(1)
+		s.expect("state connecting", "dial")
+	}
+}
+
+// TestKickedAfterSubscribe: the vendor refuses after a normal beginning, which
+// must not reset anything.
+func TestKickedAfterSubscribe(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A")
+	for range 3 {
+		s.ack("T.A")
+		s.status("max_connections", "")
+		s.lose(CauseSlow)
+		s.host.said = nil
+		s.pass(kickedWait - 1)
+		s.expect()
+		s.pass(1)
+		s.expect(fmt.Sprintf("state connecting since %v", s.session.downSince.Sub(t0)), "dial")
+		s.login()
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	s := newScript(t)
+	s.session.Start(s.now, nil)
+	s.session.Dialed(s.now)
+	s.host.said = nil
+	s.pass(greetingWait)
+	s.expect("close")
+	s.lose(CauseNone)
+	s.expect("lost timeout")
+	s.pass(backoffMost)
+	s.session.Dialed(s.now)
+	s.status("connected", "")
+	s.host.said = nil
+	s.status("auth_timeout", "No authentication request received.")
+	s.expect("close")
+	s.lose(CauseClosed)
+	s.expect("lost timeout")
+	s.pass(backoffMost)
+	s.session.Dialed(s.now)
+	s.status("connected", "")
+	s.host.said = nil
+	s.pass(authWait)
+	s.expect("close")
+}
+
+func TestBackoff(t *testing.T) {
+	s := newScript(t)
+	s.random = 1 - 1e-12
+	s.session.Start(s.now, nil)
+	for _, seconds := range []float64{0.5, 1, 2, 4, 8, 16, 30, 30} {
+		want := time.Duration(seconds * float64(time.Second))
+		s.session.DialFailed(s.now, CauseDial)
+		if got := s.session.Deadline().Sub(s.now).Round(time.Millisecond); got != want {
+			t.Fatalf("waits %v, want %v", got, want)
+		}
+		s.pass(backoffMost)
+	}
+	// A connection that is live, but without 60 s of data, changes nothing.
+	s.host.said = nil
+	s.login()
+	s.pass(time.Hour)
+	s.session.Frame(s.now.Add(-time.Hour+backoffReset-1), true)
+	s.lose(CauseClosed)
+	if got := s.session.Deadline().Sub(s.now); got < backoffMost-time.Second {
+		t.Fatalf("waits %v after a short life", got)
+	}
+	s.pass(backoffMost)
+	s.host.said = nil
+	s.login()
+	s.pass(backoffReset)
+	s.session.Frame(s.now, true)
+	s.lose(CauseClosed)
+	if got := s.session.Deadline().Sub(s.now); got > backoffFirst {
+		t.Fatalf("waits %v after a long life", got)
+	}
+}
+
+func TestWildcardCovers(t *testing.T) {
+	s := newScript(t)
+	s.open("T.*", "T.A", "Q.A")
+	s.expect("subscribe Q.A,T.*")
+	s.ack("Q.A", "T.*")
+	s.expect("state live")
+	s.session.Add(s.now, []string{"T.B"})
+	s.expect()
+	s.session.Remove(s.now, []string{"T.B"})
+	s.session.Add(s.now, []string{"Q.*"})
+	s.expect("subscribe Q.*")
+	s.ack("Q.*")
+	s.expect("unsubscribe Q.A")
+	s.session.Remove(s.now, []string{"T.*", "Q.*"})
+	s.expect()
+	s.pass(lingerWait)
+	s.expect("subscribe Q.A,T.A", "unsubscribe Q.*,T.*")
+}
+
+// TestWildcardNotServed: the exact topics come to their right when the wildcard
+// is late.
+func TestWildcardNotServed(t *testing.T) {
+	s := newScript(t)
+	s.open("Q.*", "Q.A")
+	s.expect("subscribe Q.*")
+	s.pass(ackWait)
+	s.expect("state live", "subscribe Q.*,Q.A")
+	s.ack("Q.A")
+	s.session.Add(s.now, []string{"Q.B"})
+	s.expect("subscribe Q.B")
+	s.ack("Q.B")
+	s.pass(time.Minute)
+	s.expect("subscribe Q.*", "problem [Q.*] NOT_ACKNOWLEDGED")
+	s.ack("Q.*") // very late
+	s.host.said[1] = strings.ReplaceAll(s.host.said[1], "Q.B,Q.A", "Q.A,Q.B")
+	s.expect("problem [Q.*] UNSPECIFIED", "unsubscribe Q.A,Q.B")
+}
+
+func TestLinger(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A", "T.B")
+	s.ack("T.A", "T.B")
+	s.host.said = nil
+	for range 10 {
+		s.session.Remove(s.now, []string{"T.A"})
+		s.pass(lingerWait - 1)
+		s.session.Add(s.now, []string{"T.A"})
+	}
+	s.pass(time.Minute)
+	s.expect()
+	s.session.Remove(s.now, []string{"T.A", "T.unknown"})
+	s.session.Remove(s.now, []string{"T.A"})
+	s.pass(lingerWait)
+	s.expect("unsubscribe T.A")
+	s.session.Add(s.now, []string{"T.A"})
+	s.status("success", "unsubscribed to: T.A")
+	s.expect("subscribe T.A")
+	s.session.Remove(s.now, []string{"T.A"})
+	s.pass(lingerWait) // not acknowledged yet
+	s.expect("unsubscribe T.A")
+	s.ack("T.A")
+	s.pass(time.Minute)
+	s.expect()
+}
+
+// TestAckWaitBeginsAnew: the wait of a subscribe that was taken back does not
+// count for a later one of the same topic.
+func TestAckWaitBeginsAnew(t *testing.T) {
+	s := newScript(t)
+	s.open()
+	s.host.said = nil
+	s.session.Add(s.now, []string{"T.A"})
+	s.session.Remove(s.now, []string{"T.A"})
+	s.pass(lingerWait)
+	s.session.Add(s.now, []string{"T.A", "T.*"})
+	s.ack("T.*")
+	s.session.Remove(s.now, []string{"T.*"})
+	s.pass(lingerWait)
+	s.expect("subscribe T.A", "unsubscribe T.A", "subscribe T.*,T.A", "unsubscribe T.A", "subscribe T.A", "unsubscribe T.*")
+	s.pass(ackWait - 1)
+	s.expect()
+	s.pass(1)
+	s.expect("subscribe T.A")
+}
+
+func TestInterestWhileDown(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A", "T.B")
+	s.ack("T.A", "T.B")
+	s.lose(CauseClosed)
+	s.session.Remove(s.now, []string{"T.A"})
+	s.session.Add(s.now, []string{"T.C"})
+	s.pass(backoffMost)
+	s.host.said = nil
+	s.login()
+	s.expect("subscribe T.B,T.C")
+}
+
+func TestStop(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		reach func(s *script)
+		after func(s *script)
+		want  []string
+	}{
+		{"dialing, then dialed", func(*script) {}, func(s *script) {
+			s.session.Dialed(s.now)
+			s.session.Closed(s.now, CauseNone)
+		}, []string{"close", "lost stopped"}},
+		{"dialing, then failed", func(*script) {}, func(s *script) { s.session.DialFailed(s.now, CauseStopped) }, []string{"lost stopped"}},
+		{"waiting", func(s *script) { s.session.DialFailed(s.now, CauseDial) }, func(*script) {}, nil},
+		{"live", func(s *script) { s.login() }, func(s *script) { s.session.Closed(s.now, CauseNone) }, []string{"hold", "state connecting since 0s", "close", "lost stopped"}},
+		{"closing", func(s *script) { s.login(); s.status("max_connections", "") }, func(s *script) { s.session.Closed(s.now, CauseNone) }, []string{"lost kicked"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t)
+			s.session.Start(s.now, nil)
+			s.host.said = nil
+			tt.reach(s)
+			s.host.said = nil
+			s.session.Stop(s.now)
+			s.session.Stop(s.now)
+			tt.after(s)
+			s.expect(tt.want...)
+			if !s.session.Stopped() {
+				t.Error("not stopped")
+			}
+			s.session.Add(s.now, []string{"T.A"})
+			s.session.Remove(s.now, []string{"T.A"})
+			s.pass(time.Hour)
+			s.expect()
+		})
+	}
+}
+
+func TestCommandsAreBounded(t *testing.T) {
+	var topics []string
+	for i := range 4000 {
+		topics = append(topics, fmt.Sprintf("Q.O:%s%05d", strings.Repeat("X", i%50), i))
+	}
+	var got []string
+	for _, message := range commands("subscribe", topics) {
+		var command struct{ Action, Params string }
+		if err := json.Unmarshal(message, &command); err != nil {
+			t.Fatal(err)
+		}
+		params := strings.Split(command.Params, ",")
+		if len(params) > maxParams || len(message) > maxCommand || command.Action != "subscribe" {
+			t.Errorf("%d params in %d bytes, action %s", len(params), len(message), command.Action)
+		}
+		got = append(got, params...)
+	}
+	if !slices.Equal(got, topics) {
+		t.Error("not the topics")
+	}
+	if len(commands("subscribe", nil)) > 0 {
+		t.Error("a message without topics")
+	}
+}

@@ -1,0 +1,121 @@
+// Package upstream holds the conversation with the vendor: one WebSocket of a
+// market, for as long as the process leads it. The conversation itself is
+// Session, a state machine without I/O; Upstream gives it a socket and a clock.
+//
+// Per market and leadership there is one loop (the caller of Run) and, while a
+// socket is open, one goroutine that reads it, one that writes and one that
+// pings. The reader hands events to the router and does nothing that can wait:
+// logs and writes are left to the others. Two queues are bounded: what is to be
+// written (8 MiB; overflow ends the connection as timeout) and the events held
+// back while subscriptions are taken up again (4 MiB; overflow ends the hold).
+// There is never more than one socket: a new one is dialed after the old one has
+// ended on both sides or has been cut off.
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/cutemarkets/relay/services/fanout/internal/leader"
+	"github.com/cutemarkets/relay/services/fanout/internal/router"
+)
+
+// Upstream is the upstream of one market.
+type Upstream struct {
+	// Static after construction.
+	url     string
+	keyFile string
+	router  *router.Router
+	log     *slog.Logger
+	times   times
+
+	state       atomic.Uint32 // State
+	lastMessage atomic.Int64  // unix nanoseconds of the last frame; 0: none yet
+	lost        [causeEnd]atomic.Uint64
+	malformed   []atomic.Uint64 // by router.Fault
+}
+
+// times are the waits of the socket.
+type times struct {
+	dial      time.Duration // for a connection, with its handshakes
+	write     time.Duration // for one message
+	pingEvery time.Duration
+	pingWait  time.Duration // for the pong, or for anything else
+	hangUp    time.Duration // for the vendor's end of a connection that we close
+}
+
+// New makes the upstream of the router's market. The market is appended to url
+// as its last path element; keyFile is read at each connection.
+func New(url, keyFile string, r *router.Router, log *slog.Logger) *Upstream {
+	return &Upstream{
+		url:     strings.TrimRight(url, "/") + "/" + r.Market(),
+		keyFile: keyFile,
+		router:  r,
+		log:     log.With(slog.String("component", "upstream"), slog.String("market", r.Market())),
+		times: times{
+			dial:      10 * time.Second,
+			write:     10 * time.Second,
+			pingEvery: 20 * time.Second,
+			pingWait:  10 * time.Second,
+			hangUp:    2 * time.Second,
+		},
+		malformed: make([]atomic.Uint64, len(router.AllFaults())),
+	}
+}
+
+// Run leads the market: it holds the vendor's feed until ctx ends, and returns
+// when the socket is closed. It has the form of leader.Work.
+func (u *Upstream) Run(ctx context.Context, epoch leader.Epoch) error {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	defer transport.CloseIdleConnections()
+	newRun(u, &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}).lead(ctx, epoch)
+	return nil
+}
+
+// Observe registers the metrics of upstreams.
+func Observe(meter metric.Meter, upstreams []*Upstream) error {
+	state, err1 := meter.Int64ObservableGauge("relay_fanout_upstream_state",
+		metric.WithDescription("0 standby, 1 connecting, 2 live, 3 refused (auth_failed), 4 kicked (max_connections)."))
+	last, err2 := meter.Float64ObservableGauge("relay_fanout_upstream_last_message_timestamp_seconds",
+		metric.WithDescription("When the last frame of the upstream came, in Unix time; 0: none yet."))
+	lost, err3 := meter.Int64ObservableCounter("relay_fanout_upstream_disconnects_total",
+		metric.WithDescription("Ends of upstream connections, and attempts that made none, by cause."))
+	malformed, err4 := meter.Int64ObservableCounter("relay_fanout_malformed_total",
+		metric.WithDescription("Upstream frames, rests of frames, and events dropped as malformed, by reason."))
+	for _, err := range []error{err1, err2, err3, err4} {
+		if err != nil {
+			return fmt.Errorf("upstream: metrics: %w", err)
+		}
+	}
+	_, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		for _, u := range upstreams {
+			market := attribute.String("market", u.router.Market())
+			o.ObserveInt64(state, int64(u.state.Load()), metric.WithAttributes(market))
+			o.ObserveFloat64(last, float64(u.lastMessage.Load())/1e9, metric.WithAttributes(market))
+			for cause := CauseNone + 1; cause < causeEnd; cause++ {
+				o.ObserveInt64(lost, int64(u.lost[cause].Load()),
+					metric.WithAttributes(market, attribute.String("cause", cause.String())))
+			}
+			for _, fault := range router.AllFaults() {
+				o.ObserveInt64(malformed, int64(u.malformed[fault].Load()),
+					metric.WithAttributes(market, attribute.String("reason", fault.String())))
+			}
+		}
+		return nil
+	}, state, last, lost, malformed)
+	if err != nil {
+		return fmt.Errorf("upstream: metrics: %w", err)
+	}
+	return nil
+}
