@@ -1,0 +1,265 @@
+// Package engine carries the client sockets of an edge: delivery of events,
+// order, liveness, queues, closing and drain, for every dialect alike.
+//
+// An Engine is a number of shards. Each shard is one goroutine that owns its
+// connections, their sessions, the lists of subscribers of each topic and the
+// timers; nothing on the way of an event is locked or shared. Everything
+// reaches a shard through its two inboxes, one for clients and answers, one for
+// the feed, so that neither can starve the other.
+//
+// Goroutines: one per shard; a reader and a writer per connection (the portable
+// transport); one per call of the backend, which MaxHandshakes bounds.
+//
+// Under overload: a full inbox of clients makes their readers wait, which TCP
+// passes on to them; a full inbox of the feed makes the feed wait; a full send
+// queue ends its connection with SlowConsumer and discards what was queued.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+
+	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/feed"
+	"github.com/cutemarkets/relay/services/internal/lifecycle"
+)
+
+// Interest is the topic table of a market. Its methods do not block.
+type Interest interface {
+	// Acquire adds a reference to a topic and returns its id; 0: there is no room.
+	Acquire(topic string) uint32
+	// Release drops one reference.
+	Release(id uint32)
+}
+
+// Defaults of Config.
+const (
+	DefaultMaxHandshakes = 1000
+	DefaultQueueBytes    = 1 << 20
+	DefaultWriteTimeout  = 10 * time.Second
+	// MinQueueBytes has room for two of the largest joined frames.
+	MinQueueBytes = 2 * maxFrame
+)
+
+// Config is what an Engine is made of. Zero values of the numbers stand for
+// the defaults.
+type Config struct {
+	Markets map[string]Interest // by market name
+	Backend Backend
+	Meter   metric.Meter
+	Logger  *slog.Logger
+	// Refused is told the address of each client whose credential was refused;
+	// nil: nobody is. It does not block.
+	Refused func(client netip.Addr)
+
+	Shards         int           // 0: GOMAXPROCS
+	MaxConnections int           // of the whole edge; required
+	MaxHandshakes  int           // calls of the backend at a time
+	QueueBytes     int           // of one connection's send queue
+	WriteTimeout   time.Duration // of one write to a client
+	UpstreamGrace  time.Duration // a market down for longer ends its sockets; 0: never
+}
+
+// Engine is the client side of an edge. Its methods are safe for concurrent use.
+type Engine struct {
+	// Static after construction.
+	log          *slog.Logger
+	backend      Backend
+	shards       []*shard
+	markets      map[string]int // index in shard.markets
+	maxSockets   int64
+	queueBytes   int
+	writeTimeout time.Duration
+	grace        time.Duration
+	handshakes   chan struct{} // a token per call of the backend
+	refused      func(client netip.Addr)
+	metrics      *metrics
+
+	draining    atomic.Bool
+	connections atomic.Int64
+	next        atomic.Uint32 // shard of the next connection
+	empty       chan struct{} // a token when the last connection has gone
+	calls       sync.WaitGroup
+}
+
+// New makes an Engine.
+func New(c Config) (*Engine, error) {
+	if c.Backend == nil || c.Meter == nil || c.Logger == nil || len(c.Markets) == 0 {
+		return nil, errors.New("engine: markets, backend, meter and logger are required")
+	}
+	if c.MaxConnections <= 0 {
+		return nil, fmt.Errorf("engine: %d connections allowed, want at least 1", c.MaxConnections)
+	}
+	if c.QueueBytes == 0 {
+		c.QueueBytes = DefaultQueueBytes
+	}
+	if c.QueueBytes < MinQueueBytes {
+		return nil, fmt.Errorf("engine: send queue of %d bytes, want at least %d", c.QueueBytes, MinQueueBytes)
+	}
+	if c.MaxHandshakes == 0 {
+		c.MaxHandshakes = DefaultMaxHandshakes
+	}
+	if c.WriteTimeout == 0 {
+		c.WriteTimeout = DefaultWriteTimeout
+	}
+	if c.Shards == 0 {
+		c.Shards = runtime.GOMAXPROCS(0)
+	}
+	if c.MaxHandshakes < 0 || c.WriteTimeout < 0 || c.Shards < 0 || c.UpstreamGrace < 0 {
+		return nil, errors.New("engine: a negative limit")
+	}
+	e := &Engine{
+		log:          c.Logger.With(slog.String("component", "engine")),
+		backend:      c.Backend,
+		markets:      make(map[string]int, len(c.Markets)),
+		maxSockets:   int64(c.MaxConnections),
+		queueBytes:   c.QueueBytes,
+		writeTimeout: c.WriteTimeout,
+		grace:        c.UpstreamGrace,
+		handshakes:   make(chan struct{}, c.MaxHandshakes),
+		empty:        make(chan struct{}, 1),
+		refused:      c.Refused,
+	}
+	if e.refused == nil {
+		e.refused = func(netip.Addr) {}
+	}
+	names := make([]string, 0, len(c.Markets))
+	for name := range c.Markets {
+		e.markets[name] = len(names)
+		names = append(names, name)
+	}
+	for range c.Shards {
+		e.shards = append(e.shards, newShard(e, names, c.Markets))
+	}
+	var err error
+	if e.metrics, err = newMetrics(c.Meter, e, names); err != nil {
+		return nil, fmt.Errorf("engine: metrics: %w", err)
+	}
+	return e, nil
+}
+
+// Run carries the connections until ctx is done; then it ends those that are
+// left with Draining and returns when all of them, and all calls of the
+// backend, have ended. It is called once.
+func (e *Engine) Run(ctx context.Context) error {
+	var shards sync.WaitGroup
+	for _, s := range e.shards {
+		shards.Add(1)
+		lifecycle.Go("engine shard", func() {
+			defer shards.Done()
+			s.run() //nolint:contextcheck // what the shards still do when ctx is done is not its to cancel
+		})
+	}
+	<-ctx.Done()
+	e.draining.Store(true)
+	for _, s := range e.shards {
+		s.clients.force(input{kind: inputStop})
+	}
+	shards.Wait()
+	e.calls.Wait()
+	return e.metrics.close()
+}
+
+// Attach hands over a connection whose upgrade has been answered, and the
+// bytes the client sent right behind its request; both are the engine's from
+// then on. client is its address, for Config.Refused. It reports false when the
+// engine drains or is full: the connection then stays the caller's.
+func (e *Engine) Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialect.Opening, client netip.Addr) bool {
+	if e.connections.Add(1) > e.maxSockets || e.draining.Load() {
+		e.leave()
+		return false
+	}
+	s := e.shards[int(e.next.Add(1))%len(e.shards)]
+	tune(conn)
+	a := &attachment{
+		transport: newStream(s, conn, early, d.Policy().MaxMessage),
+		dialect:   d,
+		opening:   o,
+		client:    client,
+	}
+	if !s.clients.post(input{kind: inputAttach, body: a}, nil) {
+		e.leave()
+		return false
+	}
+	return true
+}
+
+// Full reports whether there is no room for another connection.
+func (e *Engine) Full() bool { return e.connections.Load() >= e.maxSockets }
+
+// Connections returns how many connections there are, closing ones included.
+func (e *Engine) Connections() int { return int(e.connections.Load()) }
+
+// Drain refuses new connections, ends the present ones with Draining, spread
+// evenly over the window, and waits until none is left or ctx is done.
+func (e *Engine) Drain(ctx context.Context, window time.Duration) error {
+	e.draining.Store(true)
+	for _, s := range e.shards {
+		s.clients.force(input{kind: inputDrain, body: &window})
+	}
+	for e.connections.Load() > 0 {
+		select {
+		case <-e.empty:
+		case <-ctx.Done():
+			return fmt.Errorf("engine: drain, %d connections left: %w", e.Connections(), ctx.Err())
+		}
+	}
+	return nil
+}
+
+// leave counts a connection out.
+func (e *Engine) leave() {
+	if e.connections.Add(-1) == 0 {
+		select {
+		case e.empty <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Sink takes the feed of a market. It panics for a market the engine was not
+// made with.
+func (e *Engine) Sink(market string) feed.Sink {
+	i, ok := e.markets[market]
+	if !ok {
+		panic("engine: no such market: " + market)
+	}
+	return &sink{engine: e, market: i}
+}
+
+// sink hands the feed of one market to every shard.
+type sink struct {
+	engine *Engine
+	market int
+}
+
+// Batch implements feed.Sink.
+func (s *sink) Batch(b *feedv1.Batch) { s.post(inputBatch, b, len(b.GetPayload())) }
+
+// Gap implements feed.Sink.
+func (s *sink) Gap(from, to time.Time) { s.post(inputGap, &dialect.Gap{From: from, To: to}, 0) }
+
+// Down implements feed.Sink.
+func (s *sink) Down(since time.Time) { s.post(inputDown, &since, 0) }
+
+// TopicNotice implements feed.Sink.
+func (s *sink) TopicNotice(ids []uint32, problem feedv1.TopicProblem) {
+	s.post(inputNotice, &notice{ids: ids, problem: problem}, 0)
+}
+
+func (s *sink) post(k inputKind, body any, bytes int) {
+	for _, shard := range s.engine.shards {
+		shard.feed.post(input{kind: k, market: s.market, size: bytes, body: body}, nil)
+	}
+}

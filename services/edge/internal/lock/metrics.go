@@ -1,0 +1,72 @@
+package lock
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+)
+
+var opNames = [opEnd]string{opAcquire: "acquire", opRefresh: "refresh", opReacquire: "reacquire", opRelease: "release"}
+
+var outcomeNames = [outcomeEnd]string{mine: "mine", other: "other", absent: "missing", refused: "refused", unknown: "unknown"}
+
+// metrics are the package's instruments, all label values made at zero.
+type metrics struct {
+	operations metric.Int64Counter
+	durations  metric.Float64Histogram
+	results    [opEnd][outcomeEnd]metric.MeasurementOption
+	ops        [opEnd]metric.MeasurementOption
+}
+
+func newMetrics(meter metric.Meter, held *atomic.Int64) (*metrics, error) {
+	m := &metrics{}
+	var err error
+	fail := func(err error) (*metrics, error) { return nil, fmt.Errorf("lock: make metric: %w", err) }
+	_, err = meter.Int64ObservableGauge("relay_edge_locks",
+		metric.WithDescription("Locks held by sockets of this edge."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			o.Observe(held.Load())
+			return nil
+		}))
+	if err != nil {
+		return fail(err)
+	}
+	m.operations, err = meter.Int64Counter("relay_edge_lock_operations",
+		metric.WithDescription("Operations on locks, by result: mine (set, extended or deleted), other (another token), missing, refused (not run), unknown."))
+	if err != nil {
+		return fail(err)
+	}
+	m.durations, err = meter.Float64Histogram("relay_edge_lock_operation_duration", metric.WithUnit("s"),
+		metric.WithDescription("Time of one Redis round trip for locks."),
+		metric.WithExplicitBucketBoundaries(.0002, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1))
+	if err != nil {
+		return fail(err)
+	}
+	for o := opNone + 1; o < opEnd; o++ {
+		m.ops[o] = metric.WithAttributes(attribute.String("op", opNames[o]))
+		for r := range outcomeEnd {
+			m.results[o][r] = metric.WithAttributes(attribute.String("op", opNames[o]), attribute.String("result", outcomeNames[r]))
+			m.operations.Add(context.Background(), 0, m.results[o][r])
+		}
+	}
+	return m, nil
+}
+
+// done counts one round trip and what it meant for each lock.
+func (m *metrics) done(o op, took time.Duration, got []outcome) {
+	ctx := context.Background()
+	m.durations.Record(ctx, took.Seconds(), m.ops[o])
+	var counts [outcomeEnd]int64
+	for _, g := range got {
+		counts[g]++
+	}
+	for g, n := range counts {
+		if n > 0 {
+			m.operations.Add(ctx, n, m.results[o][g])
+		}
+	}
+}

@@ -1,0 +1,454 @@
+package lock
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/metric/noop"
+
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+)
+
+// startRedis starts a real redis-server on a free port and returns its address.
+func startRedis(t testing.TB, args ...string) string {
+	t.Helper()
+	binary, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Fatal("redis-server (7.0 or later) must be installed to test the lock")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	_ = listener.Close()
+	_, port, _ := net.SplitHostPort(address)
+	command := exec.Command(binary, append([]string{
+		"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir(),
+	}, args...)...)
+	out, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+	})
+	ready := make(chan error, 1)
+	go func() {
+		var log strings.Builder
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			log.WriteString(lines.Text() + "\n")
+			if strings.Contains(lines.Text(), "Ready to accept connections") {
+				ready <- nil
+				_, _ = bufio.NewReader(out).WriteTo(discard{})
+				return
+			}
+		}
+		ready <- fmt.Errorf("redis-server did not start:\n%s", log.String())
+	}()
+	if err := <-ready; err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// plain is a client for looking at Redis from outside.
+func plain(t testing.TB, address string) *redis.Client {
+	c := redis.NewClient(&redis.Options{Addr: address})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// newManager makes a manager of an edge on a Redis and runs it.
+func newManager(t testing.TB, c Config, o Options) *Manager {
+	t.Helper()
+	m := newIdleManager(t, c, o)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return m
+}
+
+func newIdleManager(t testing.TB, c Config, o Options) *Manager {
+	t.Helper()
+	client, err := NewClient(o, "relay-edge-"+c.EdgeID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	m, err := New(c, client, noop.Meter{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func neverLost(t testing.TB) func(dialect.Reason) {
+	return func(r dialect.Reason) { t.Errorf("lost: %v", r) }
+}
+
+func mustAcquire(t testing.TB, m *Manager, user string, lost func(dialect.Reason)) *Lease {
+	t.Helper()
+	l, r := m.Acquire(t.Context(), user, lost)
+	if r != dialect.OK {
+		t.Fatalf("Acquire(%q) = %v", user, r)
+	}
+	return l
+}
+
+// eventually waits until ok holds, looking every 5 ms.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never happened: %s", what)
+		}
+	}
+}
+
+// short is a fast clock for tests that wait for refreshes.
+var short = Config{EdgeID: "edge-1", TTL: 2 * time.Second, Refresh: 200 * time.Millisecond, Margin: 500 * time.Millisecond}
+
+func TestAcquireHoldRelease(t *testing.T) {
+	address := startRedis(t)
+	look := plain(t, address)
+	a := newManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
+	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
+
+	l := mustAcquire(t, a, "user-1", neverLost(t))
+	value, err := look.Get(t.Context(), l.key).Result()
+	if err != nil || value != l.token || !strings.HasPrefix(value, "a/") {
+		t.Fatalf("%s = %q, %v; want the token %q", l.key, value, err, l.token)
+	}
+	if ttl := look.PTTL(t.Context(), l.key).Val(); ttl <= 0 || ttl > 15*time.Second {
+		t.Fatalf("TTL = %v", ttl)
+	}
+	for _, m := range []*Manager{a, b} {
+		if _, r := m.Acquire(t.Context(), "user-1", neverLost(t)); r != dialect.DuplicateConnection {
+			t.Fatalf("second Acquire = %v", r)
+		}
+	}
+	l.Release(t.Context())
+	if n := look.Exists(t.Context(), l.key).Val(); n != 0 {
+		t.Fatal("the key must be gone when Release returns")
+	}
+	l.Release(t.Context())
+	mustAcquire(t, b, "user-1", neverLost(t))
+	if a.held.Load() != 0 || b.held.Load() != 1 || a.leases.Load() != 0 {
+		t.Fatalf("held: a %d, b %d; leases of a %d", a.held.Load(), b.held.Load(), a.leases.Load())
+	}
+}
+
+// deadline is until when a lease is valid; a refresh moves it.
+func deadline(l *Lease) time.Time {
+	l.bucket.mu.Lock()
+	defer l.bucket.mu.Unlock()
+	return l.machine.deadline
+}
+
+func TestRefreshKeepsLocks(t *testing.T) {
+	address := startRedis(t)
+	look := plain(t, address)
+	m := newManager(t, short, Options{Address: []string{address}})
+	var leases []*Lease
+	for n := range 300 {
+		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n), neverLost(t)))
+	}
+	first := deadline(leases[0])
+	eventually(t, "five refreshes", func() bool { return deadline(leases[0]).Sub(first) > 4*short.Refresh })
+	if err := look.ScriptFlush(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	again := deadline(leases[0])
+	eventually(t, "refreshes after SCRIPT FLUSH", func() bool { return deadline(leases[0]).Sub(again) > 4*short.Refresh })
+	for _, l := range leases {
+		if look.Get(t.Context(), l.key).Val() != l.token {
+			t.Fatalf("%s is not held", l.key)
+		}
+	}
+}
+
+func TestRunReleasesAll(t *testing.T) {
+	address := startRedis(t)
+	look := plain(t, address)
+	m := newIdleManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx) }()
+	for n := range 1000 {
+		mustAcquire(t, m, fmt.Sprint("user-", n), neverLost(t))
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if n := look.DBSize(t.Context()).Val(); n != 0 {
+		t.Fatalf("%d keys left after Run", n)
+	}
+	if _, r := m.Acquire(t.Context(), "late", neverLost(t)); r != dialect.LockUnavailable {
+		t.Fatalf("Acquire after Run = %v", r)
+	}
+}
+
+func TestLostToAnother(t *testing.T) {
+	address := startRedis(t)
+	look := plain(t, address)
+	m := newManager(t, short, Options{Address: []string{address}})
+	lost := make(chan dialect.Reason, 1)
+	l := mustAcquire(t, m, "user-1", func(r dialect.Reason) { lost <- r })
+	look.Set(t.Context(), l.key, "edge-2/1/00", time.Minute)
+	if r := <-lost; r != dialect.LockLost {
+		t.Fatalf("lost: %v", r)
+	}
+	l.Release(t.Context())
+	if v := look.Get(t.Context(), l.key).Val(); v != "edge-2/1/00" {
+		t.Fatalf("the other's lock became %q", v)
+	}
+	if ttl := look.PTTL(t.Context(), l.key).Val(); ttl < 30*time.Second {
+		t.Fatalf("the other's lock was given a TTL of %v", ttl)
+	}
+}
+
+func TestMissingIsSetAnew(t *testing.T) {
+	address := startRedis(t)
+	look := plain(t, address)
+	m := newManager(t, short, Options{Address: []string{address}})
+	var leases []*Lease
+	for n := range 50 {
+		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n), neverLost(t)))
+	}
+	look.FlushAll(t.Context())
+	for _, l := range leases {
+		eventually(t, "lock set anew", func() bool { return look.Get(t.Context(), l.key).Val() == l.token })
+	}
+	leases[0].Release(t.Context())
+	if n := look.Exists(t.Context(), leases[0].key).Val(); n != 0 {
+		t.Fatal("a released lock is back")
+	}
+}
+
+func TestRedisGone(t *testing.T) {
+	address := startRedis(t)
+	p := newProxy(t, address)
+	m := newManager(t, short, Options{Address: []string{p.address}})
+	lost := make(chan dialect.Reason, 1)
+	l := mustAcquire(t, m, "user-1", func(r dialect.Reason) { lost <- r })
+	acquired := time.Now()
+	p.close()
+	if _, r := m.Acquire(t.Context(), "user-2", neverLost(t)); r != dialect.LockUnavailable {
+		t.Fatalf("Acquire = %v", r)
+	}
+	if r := <-lost; r != dialect.LockUnavailable {
+		t.Fatalf("lost: %v", r)
+	}
+	if after := time.Since(acquired); after > short.TTL {
+		t.Fatalf("told after %v, when Redis had dropped the key", after)
+	}
+	if _, err := m.Ping(t.Context()); err == nil {
+		t.Fatal("Ping must fail")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	l.Release(ctx) // returns with ctx; the retries end with the TTL
+	<-l.done
+}
+
+// A reply that is lost after the command ran must cost neither the user a false
+// refusal for the rest of the TTL nor the socket its lock.
+func TestReplyLost(t *testing.T) {
+	address := startRedis(t)
+	look := plain(t, address)
+	p := newProxy(t, address)
+	m := newManager(t, short, Options{Address: []string{p.address}})
+	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
+	mustAcquire(t, m, "warm", neverLost(t)).Release(t.Context())
+
+	t.Run("acquire", func(t *testing.T) {
+		p.cutAfter("SET")
+		if _, r := m.Acquire(t.Context(), "user-1", neverLost(t)); r != dialect.LockUnavailable {
+			t.Fatalf("Acquire = %v", r)
+		}
+		if p.cuts.Load() == 0 {
+			t.Fatal("the proxy cut nothing")
+		}
+		began := time.Now()
+		eventually(t, "the half-made lock is deleted", func() bool {
+			l, r := b.Acquire(t.Context(), "user-1", neverLost(t))
+			if r == dialect.OK {
+				l.Release(t.Context())
+			}
+			return r == dialect.OK
+		})
+		if took := time.Since(began); took > short.TTL/2 {
+			t.Fatalf("the user was locked out for %v", took)
+		}
+	})
+	t.Run("refresh", func(t *testing.T) {
+		l := mustAcquire(t, m, "user-2", neverLost(t))
+		cuts := p.cuts.Load()
+		p.cutAfter("EVALSHA")
+		eventually(t, "a refresh is cut", func() bool { return p.cuts.Load() > cuts })
+		before := deadline(l)
+		eventually(t, "the next refresh works", func() bool { return deadline(l).After(before) })
+	})
+	t.Run("release", func(t *testing.T) {
+		l := mustAcquire(t, m, "user-3", neverLost(t))
+		p.cutAfter("EVALSHA")
+		l.Release(t.Context())
+		if n := look.Exists(t.Context(), l.key).Val(); n != 0 {
+			t.Fatal("Release returned with the key still there")
+		}
+	})
+}
+
+func TestCancelledAcquireLeavesNothing(t *testing.T) {
+	address := startRedis(t)
+	m := newManager(t, short, Options{Address: []string{address}})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, r := m.Acquire(ctx, "user-1", neverLost(t)); r != dialect.LockUnavailable {
+		t.Fatalf("Acquire = %v", r)
+	}
+	eventually(t, "the user can come back", func() bool {
+		l, r := m.Acquire(t.Context(), "user-1", neverLost(t))
+		if r == dialect.OK {
+			l.Release(t.Context())
+		}
+		return r == dialect.OK
+	})
+}
+
+// A user of Redis that may do nothing but what the lock needs.
+func TestWithoutInfoAndConfig(t *testing.T) {
+	address := startRedis(t)
+	admin := plain(t, address)
+	err := admin.ACLSetUser(t.Context(), "relay", "on", ">s3cret", "~relay:lock:*", "-@all",
+		"+get", "+set", "+pexpire", "+del", "+eval", "+evalsha", "+ping", "+hello", "+client|setname").Err()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := newManager(t, short, Options{Address: []string{address}, Username: "relay", PasswordFile: file})
+	l := mustAcquire(t, m, "user-1", neverLost(t))
+	before := deadline(l)
+	eventually(t, "a refresh", func() bool { return deadline(l).After(before) })
+	admin.Del(t.Context(), l.key)
+	eventually(t, "set anew", func() bool { return admin.Get(t.Context(), l.key).Val() == l.token })
+	if _, err := m.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.Release(t.Context())
+	if n := admin.Exists(t.Context(), l.key).Val(); n != 0 {
+		t.Fatal("not released")
+	}
+}
+
+// Many users on two edges: never two holders, and nothing left at the end.
+func TestExclusiveUnderLoad(t *testing.T) {
+	address := startRedis(t)
+	look := plain(t, address)
+	edges := []*Manager{
+		newManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}}),
+		newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}}),
+	}
+	var holders [5]atomic.Int32
+	var granted atomic.Int64
+	var wg sync.WaitGroup
+	for worker := range 16 {
+		wg.Go(func() {
+			for n := range 100 {
+				user := (worker + n) % len(holders)
+				l, r := edges[worker%2].Acquire(t.Context(), fmt.Sprint("user-", user), neverLost(t))
+				switch r {
+				case dialect.OK:
+					if holders[user].Add(1) != 1 {
+						t.Error("two holders of one lock")
+					}
+					granted.Add(1)
+					holders[user].Add(-1)
+					l.Release(t.Context())
+				case dialect.DuplicateConnection:
+				default:
+					t.Errorf("Acquire = %v", r)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if granted.Load() == 0 || look.DBSize(t.Context()).Val() != 0 {
+		t.Fatalf("granted %d, keys left %d", granted.Load(), look.DBSize(t.Context()).Val())
+	}
+}
+
+func TestPingIsCached(t *testing.T) {
+	address := startRedis(t)
+	m := newIdleManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
+	first, err := m.Ping(t.Context())
+	if err != nil || first <= 0 {
+		t.Fatalf("Ping = %v, %v", first, err)
+	}
+	for range 100 {
+		if again, _ := m.Ping(t.Context()); again != first {
+			t.Fatal("a second PING within 1 s")
+		}
+	}
+}
+
+func TestBucketOf(t *testing.T) {
+	for _, user := range []string{"user-1", "a.b@c_d", "0193-ab"} {
+		if name, n := bucketOf(user); name != user || n >= buckets {
+			t.Errorf("bucketOf(%q) = %q, %d", user, name, n)
+		}
+	}
+	for _, user := range []string{"", "{b1}", "a:b", "a b", "\x00", "ü", "~x", strings.Repeat("a", 200)} {
+		if name, _ := bucketOf(user); len(name) != 65 || name[0] != '~' {
+			t.Errorf("bucketOf(%q) = %q", user, name)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	for name, o := range map[string]Options{
+		"no address":        {},
+		"CA without TLS":    {Address: []string{"a:1"}, TLSCAFile: "x"},
+		"user, no password": {Address: []string{"a:1"}, Username: "u"},
+		"no password file":  {Address: []string{"a:1"}, PasswordFile: "/nonexistent"},
+		"no CA file":        {Address: []string{"a:1"}, TLS: true, TLSCAFile: "/nonexistent"},
+	} {
+		if _, err := NewClient(o, "x"); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if _, err := New(Config{EdgeID: "a", TTL: 5 * time.Second}, nil, noop.Meter{}, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a TTL too short for the refresh is accepted")
+	}
+}

@@ -1,0 +1,125 @@
+package session
+
+import (
+	"bytes"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+)
+
+// commands lends out decoded messages, so that an idle socket holds none.
+var commands = sync.Pool{New: func() any { return new(dialect.Command) }}
+
+// decode reads a message into a lent command.
+func (s *Session) decode(message []byte) *dialect.Command {
+	c := commands.Get().(*dialect.Command)
+	s.dialect.Decode(s.opening.Market, message, c)
+	return c
+}
+
+func giveBack(c *dialect.Command) {
+	clear(c.Params)
+	*c = dialect.Command{Params: c.Params[:0]}
+	commands.Put(c)
+}
+
+// first takes a message of a socket without a credential. A credential goes
+// ahead of what was sent before it; all else waits for the answer to it.
+func (s *Session) first(now time.Time, message []byte) {
+	c := s.decode(message)
+	defer giveBack(c)
+	switch {
+	case c.Op != dialect.OpSignin:
+		s.enqueue(now, message)
+	case c.Credential.Empty():
+		s.End(now, dialect.CredentialInvalid)
+	default:
+		s.authenticate(c.Credential)
+	}
+}
+
+// enqueue keeps a message until the answer it waits for is there.
+func (s *Session) enqueue(now time.Time, message []byte) {
+	limit := max(maxWaitingBytes, s.dialect.Policy().MaxMessage)
+	if len(s.queue) == maxWaiting || s.queued+len(message) > limit {
+		s.End(now, dialect.CommandRate)
+		return
+	}
+	s.queue = append(s.queue, bytes.Clone(message))
+	s.queued += len(message)
+}
+
+// carryOutQueue carries out the messages that waited, up to the next one that
+// has to be waited for.
+func (s *Session) carryOutQueue(now time.Time) {
+	for s.state == live && !s.checking && len(s.queue) > 0 {
+		message := s.queue[0]
+		s.queue[0] = nil
+		s.queue = s.queue[1:]
+		s.queued -= len(message)
+		s.carryOut(now, message)
+	}
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+}
+
+// carryOut carries out a message of a live socket.
+func (s *Session) carryOut(now time.Time, message []byte) {
+	c := s.decode(message)
+	defer giveBack(c)
+	switch c.Op {
+	case dialect.OpNone:
+		if c.Reply != nil {
+			s.host.Send(c.Reply)
+		}
+		if c.Malformed {
+			s.malformed(now)
+		}
+	case dialect.OpSignin:
+		s.signin(c)
+	case dialect.OpSubscribe, dialect.OpUnsubscribe:
+		s.changeTopics(c)
+	}
+}
+
+// changeTopics carries out a subscribe or unsubscribe and answers it.
+func (s *Session) changeTopics(c *dialect.Command) {
+	for i := range c.Params {
+		switch p := &c.Params[i]; {
+		case p.Problem != "":
+		case c.Op == dialect.OpUnsubscribe:
+			s.host.Unsubscribe(p.Topic)
+		case !s.host.Subscribe(p.Topic):
+			p.Problem = dialect.TopicLimit
+		}
+		if s.state != live {
+			return
+		}
+	}
+	s.host.Send(s.dialect.Reply(c))
+}
+
+// signin answers a credential of an accepted socket. The socket's own one needs
+// no call; another one is checked, and the messages behind it wait.
+func (s *Session) signin(c *dialect.Command) {
+	switch {
+	case c.Credential.Empty():
+		s.host.Send(s.dialect.Signin(dialect.CredentialInvalid))
+	case digest(c.Credential) == s.accepted:
+		s.host.Send(s.dialect.Signin(dialect.OK))
+	default:
+		s.checking = true
+		s.host.Authenticate(s.opening.Market, c.Credential)
+	}
+}
+
+// malformed counts a message that could not be read.
+func (s *Session) malformed(now time.Time) {
+	s.bad = append(slices.DeleteFunc(s.bad, func(t time.Time) bool { return now.Sub(t) >= badWindow }), now)
+	if len(s.bad) == badCommands {
+		s.End(now, dialect.BadCommands)
+	}
+}
