@@ -1,0 +1,74 @@
+# The one interface to this repository: `make` prints what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+MODULES  := proto services/internal services/auth services/fanout services/edge hack
+PROGRAMS := services/auth/cmd/auth services/fanout/cmd/fanout services/edge/cmd/edge hack/feedsim/cmd/feedsim hack/dev
+FUZZTIME ?= 1m
+ARGS     ?=
+
+.PHONY: help
+help: ## Print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: up
+up: build ## Run the whole relay on this machine (ARGS="--processes --edges 3 …"; ARGS=--help tells more)
+	@bin/dev $(ARGS)
+
+.PHONY: build
+build: ## Build all programs into bin/
+	@mkdir -p bin
+	@echo "building $(notdir $(PROGRAMS)) into bin/ (a few minutes the first time)" >&2
+	@go build -o bin/ $(addprefix ./,$(PROGRAMS))
+
+.PHONY: deps
+deps: ## Install what the tests need beside Go (redis-server, node, python3-websocket)
+	@hack/scripts/deps
+
+.PHONY: test
+test: deps ## Run all tests with the race detector
+	@go test -race -timeout 15m work
+
+.PHONY: bench
+bench: ## Run every benchmark once
+	@go test -run '^$$' -bench . -benchtime 1x work
+
+.PHONY: lint
+lint: bin/golangci-lint ## Lint every module
+	@for m in $(MODULES); do echo "lint $$m" >&2; (cd $$m && $(CURDIR)/bin/golangci-lint run ./...); done
+
+bin/golangci-lint: tools/lint/go.mod
+	@mkdir -p bin
+	@echo "building golangci-lint (a few minutes the first time)" >&2
+	@cd tools/lint && GOWORK=off go build -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+.PHONY: generate
+generate: ## Generate code from proto/ and tables from the flags
+	@hack/scripts/generate
+
+.PHONY: verify
+verify: ## Check that what is generated is fresh and that each module stands alone
+	@hack/scripts/verify $(MODULES)
+
+.PHONY: tidy
+tidy: ## Bring all modules to equal versions and tidy them
+	@go work sync
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (1m)
+	@hack/scripts/fuzz $(FUZZTIME) $(MODULES)
+
+.PHONY: ci
+ci: ## Run what CI runs
+	@.ci/run
+
+.PHONY: long
+long: deps fuzz ## Run what takes longer than CI may: fuzzing
+	@echo "long: all passed" >&2
+
+.PHONY: clean
+clean: ## Remove what was built
+	@rm -rf bin .dev tools/buf/node_modules

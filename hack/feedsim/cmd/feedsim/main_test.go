@@ -1,0 +1,50 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/cutemarkets/relay/hack/feedsim"
+	"github.com/cutemarkets/relay/hack/feedsim/market"
+)
+
+func parse(args ...string) (cli, error) {
+	var c cli
+	p, err := kong.New(&c)
+	if err != nil {
+		return c, err
+	}
+	_, err = p.Parse(args)
+	return c, err
+}
+
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	c, err := parse("serve", "--key", "a", "--key", "b", "--on-limit", "stocks=kick-oldest,options=reject-newest",
+		"--start", "2026-05-15T13:30:00Z", "--unauthorized", "NOI", "--rate", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := c.Serve.Options
+	if len(o.Keys) != 2 || o.Keys[1] != "b" || o.Rate != 1000 || o.Seed != 1 || o.Minute != 5*time.Second ||
+		o.OnLimit != (feedsim.LimitRules{Stocks: market.KickOldest, Options: market.RejectNewest}) ||
+		!o.Start.Equal(time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC)) || o.Unauthorized[0] != "NOI" {
+		t.Errorf("%+v", o)
+	}
+	if c, err = parse("probe", "ws://x", "k", "T.*", "--count", "5", "-v"); err != nil || c.Probe.Count != 5 || !c.Probe.Verbose || c.Probe.Timeout != 10*time.Second {
+		t.Errorf("%+v, %v", c.Probe.Options, err)
+	}
+	for text, args := range map[string][]string{
+		"--key or --key-file": {"serve"},
+		"--rate":              {"serve", "--key", "k", "--rate", "0"},
+		"limit rule":          {"serve", "--key", "k", "--on-limit", "x"},
+		"--count":             {"probe", "ws://x", "k", "T.*", "--count=-1"},
+	} {
+		if _, err := parse(args...); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}

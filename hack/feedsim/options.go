@@ -1,0 +1,124 @@
+package feedsim
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cutemarkets/relay/hack/feedsim/market"
+	"github.com/cutemarkets/relay/hack/feedsim/session"
+	"github.com/cutemarkets/relay/hack/feedsim/tape"
+)
+
+// Options are the flags of `feedsim serve`.
+type Options struct {
+	Listen        string `name:"listen" default:"127.0.0.1:7100" help:"Address of the WebSocket endpoints /stocks and /options."`
+	ControlListen string `name:"control-listen" placeholder:"HOST:PORT" help:"Address of the control API; without it the API is served on the address of the endpoints."`
+
+	Keys    []session.Key `name:"key" placeholder:"KEY" help:"API key to accept; may be repeated."`
+	KeyFile string        `name:"key-file" type:"path" placeholder:"FILE" help:"File with API keys to accept, one per line."`
+
+	Unauthorized   []string      `name:"unauthorized" placeholder:"PREFIX" help:"Topic prefixes answered with 'not authorized', such as NOI."`
+	MaxConnections int           `name:"max-connections" default:"1" help:"Authenticated connections per market."`
+	OnLimit        LimitRules    `name:"on-limit" default:"kick-oldest" help:"Who loses when there are more: kick-oldest or reject-newest, or for each market: stocks=kick-oldest,options=reject-newest."`
+	AuthTimeout    time.Duration `name:"auth-timeout" default:"10s" help:"Time a connection has to send its key."`
+	Buffer         int           `name:"buffer" default:"16777216" help:"Bytes that may wait for a client before it is cut off as too slow."`
+
+	Rate    int           `name:"rate" default:"200" help:"Events per second and market, on average."`
+	Symbols int           `name:"symbols" default:"4000" help:"Tickers per market."`
+	Minute  time.Duration `name:"minute" default:"5s" help:"Length of an AM window; the vendor's is 1m."`
+	Seed    uint64        `name:"seed" default:"1" help:"The sequence of events follows from it."`
+	Start   time.Time     `name:"start" placeholder:"RFC3339" help:"Time the events begin at; without it they carry the time of the clock."`
+}
+
+// LimitRules has a rule for each market.
+type LimitRules struct{ Stocks, Options market.LimitRule }
+
+// UnmarshalText reads one rule for both markets, or market=rule pairs with
+// commas between them.
+func (l *LimitRules) UnmarshalText(text []byte) error {
+	if rule := market.LimitRule(text); !strings.Contains(string(rule), "=") {
+		l.Stocks, l.Options = rule, rule
+		return l.validate()
+	}
+	for pair := range strings.SplitSeq(string(text), ",") {
+		name, rule, _ := strings.Cut(pair, "=")
+		switch tape.Market(name) {
+		case tape.Stocks:
+			l.Stocks = market.LimitRule(rule)
+		case tape.Options:
+			l.Options = market.LimitRule(rule)
+		default:
+			return fmt.Errorf("unknown market %q", name)
+		}
+	}
+	return l.validate()
+}
+
+func (l *LimitRules) validate() error {
+	for _, rule := range []market.LimitRule{l.Stocks, l.Options} {
+		if rule != market.KickOldest && rule != market.RejectNewest {
+			return fmt.Errorf("limit rule %q: want %s or %s, for each market", rule, market.KickOldest, market.RejectNewest)
+		}
+	}
+	return nil
+}
+
+// Validate reports what is wrong with the options, all at once.
+func (o *Options) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(o.Listen != "", "--listen: an address is needed")
+	check(len(o.Keys) > 0 || o.KeyFile != "", "--key or --key-file: a key to accept is needed")
+	check(!slices.Contains(o.Keys, ""), "--key: must not be empty")
+	check(o.MaxConnections >= 1, "--max-connections: want at least 1, got %d", o.MaxConnections)
+	check(o.AuthTimeout > 0, "--auth-timeout: want more than 0, got %s", o.AuthTimeout)
+	check(o.Buffer >= minBuffer, "--buffer: want at least %d, got %d", minBuffer, o.Buffer)
+	check(o.Rate >= 1 && o.Rate <= maxRate, "--rate: want 1 to %d, got %d", maxRate, o.Rate)
+	check(o.Symbols >= 1 && o.Symbols <= tape.MaxSymbols, "--symbols: want 1 to %d, got %d", tape.MaxSymbols, o.Symbols)
+	check(o.Minute >= time.Second && o.Minute%time.Second == 0, "--minute: want whole seconds, got %s", o.Minute)
+	for _, p := range o.Unauthorized {
+		_, known := tape.ParseKind(tape.Stocks, p)
+		check(known, "--unauthorized: unknown topic prefix %q", p)
+	}
+	if err := o.OnLimit.validate(); err != nil {
+		errs = append(errs, fmt.Errorf("--on-limit: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	minBuffer = 1 << 20 // a frame must fit
+	maxRate   = 5_000_000
+)
+
+// keys gathers the accepted keys. The error names the file, never its content.
+func (o *Options) keys() (map[session.Key]struct{}, error) {
+	keys := make(map[session.Key]struct{})
+	for _, k := range o.Keys {
+		keys[k] = struct{}{}
+	}
+	if o.KeyFile == "" {
+		return keys, nil
+	}
+	text, err := os.ReadFile(o.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("read key file: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if k := strings.TrimSpace(line); k != "" {
+			keys[session.Key(k)] = struct{}{}
+		}
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("read key file %s: it holds no key", o.KeyFile)
+	}
+	return keys, nil
+}
