@@ -18,8 +18,9 @@ const (
 	leaderStandby = "standby"
 )
 
-// minEdgeQueue is the least bound of an edge's queue: some full messages.
-const minEdgeQueue = 1 << 20
+// minEdgeQueue is the least bound of an edge's queue: twice what is held back
+// during an outage, which is routed at once.
+const minEdgeQueue = 8 << 20
 
 // Options are the flags of the service.
 type Options struct {

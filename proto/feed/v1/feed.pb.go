@@ -674,6 +674,8 @@ type Heartbeat struct {
 	DownSince *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=down_since,json=downSince,proto3" json:"down_since,omitempty"`
 	// Nanoseconds since the last frame of the vendor; 0: none yet.
 	UpstreamAgeNs uint64 `protobuf:"varint,6,opt,name=upstream_age_ns,json=upstreamAgeNs,proto3" json:"upstream_age_ns,omitempty"`
+	// Leader only: when it was queued, by the leader's clock, in Unix nanoseconds.
+	BuiltUnixNs   int64 `protobuf:"varint,7,opt,name=built_unix_ns,json=builtUnixNs,proto3" json:"built_unix_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -750,6 +752,13 @@ func (x *Heartbeat) GetUpstreamAgeNs() uint64 {
 	return 0
 }
 
+func (x *Heartbeat) GetBuiltUnixNs() int64 {
+	if x != nil {
+		return x.BuiltUnixNs
+	}
+	return 0
+}
+
 // Batch carries the events of a contiguous range of sequence numbers that the
 // edge has interest in. The range begins one after the end of the coverage
 // before it (batch, gap or heartbeat).
@@ -768,7 +777,11 @@ type Batch struct {
 	// Sequence of each event minus first_sequence, ascending.
 	SequenceOffsets []uint32 `protobuf:"varint,6,rep,packed,name=sequence_offsets,json=sequenceOffsets,proto3" json:"sequence_offsets,omitempty"`
 	// Two topic ids per event: the exact topic's and the wildcard's; 0: none.
-	TopicIds      []uint32 `protobuf:"varint,7,rep,packed,name=topic_ids,json=topicIds,proto3" json:"topic_ids,omitempty"`
+	TopicIds []uint32 `protobuf:"varint,7,rep,packed,name=topic_ids,json=topicIds,proto3" json:"topic_ids,omitempty"`
+	// When the frame of its first event came from the vendor, by the leader's
+	// clock, in Unix nanoseconds. What is lost behind this batch was not there
+	// yet then, however long the batch has been under way.
+	BuiltUnixNs   int64 `protobuf:"varint,8,opt,name=built_unix_ns,json=builtUnixNs,proto3" json:"built_unix_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -850,6 +863,13 @@ func (x *Batch) GetTopicIds() []uint32 {
 		return x.TopicIds
 	}
 	return nil
+}
+
+func (x *Batch) GetBuiltUnixNs() int64 {
+	if x != nil {
+		return x.BuiltUnixNs
+	}
+	return 0
 }
 
 // Gap tells that events between two moments may be missing. It takes one
@@ -1050,7 +1070,7 @@ const file_feed_v1_feed_proto_rawDesc = "" +
 	"\x03gap\x18\x03 \x01(\v2\f.feed.v1.GapH\x00R\x03gap\x129\n" +
 	"\ftopic_notice\x18\x04 \x01(\v2\x14.feed.v1.TopicNoticeH\x00R\vtopicNotice\x12/\n" +
 	"\bdraining\x18\x05 \x01(\v2\x11.feed.v1.DrainingH\x00R\bdrainingB\t\n" +
-	"\amessage\"\x87\x02\n" +
+	"\amessage\"\xab\x02\n" +
 	"\tHeartbeat\x12!\n" +
 	"\x04role\x18\x01 \x01(\x0e2\r.feed.v1.RoleR\x04role\x12$\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x0e.feed.v1.EpochR\x05epoch\x12\x1a\n" +
@@ -1058,7 +1078,8 @@ const file_feed_v1_feed_proto_rawDesc = "" +
 	"\bupstream\x18\x04 \x01(\x0e2\x16.feed.v1.UpstreamStateR\bupstream\x129\n" +
 	"\n" +
 	"down_since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tdownSince\x12&\n" +
-	"\x0fupstream_age_ns\x18\x06 \x01(\x04R\rupstreamAgeNs\"\xef\x01\n" +
+	"\x0fupstream_age_ns\x18\x06 \x01(\x04R\rupstreamAgeNs\x12\"\n" +
+	"\rbuilt_unix_ns\x18\a \x01(\x03R\vbuiltUnixNs\"\x93\x02\n" +
 	"\x05Batch\x12$\n" +
 	"\x05epoch\x18\x01 \x01(\v2\x0e.feed.v1.EpochR\x05epoch\x12%\n" +
 	"\x0efirst_sequence\x18\x02 \x01(\x04R\rfirstSequence\x12#\n" +
@@ -1066,7 +1087,8 @@ const file_feed_v1_feed_proto_rawDesc = "" +
 	"\apayload\x18\x04 \x01(\fR\apayload\x12\x12\n" +
 	"\x04ends\x18\x05 \x03(\rR\x04ends\x12)\n" +
 	"\x10sequence_offsets\x18\x06 \x03(\rR\x0fsequenceOffsets\x12\x1b\n" +
-	"\ttopic_ids\x18\a \x03(\rR\btopicIds\"\xa3\x01\n" +
+	"\ttopic_ids\x18\a \x03(\rR\btopicIds\x12\"\n" +
+	"\rbuilt_unix_ns\x18\b \x01(\x03R\vbuiltUnixNs\"\xa3\x01\n" +
 	"\x03Gap\x12$\n" +
 	"\x05epoch\x18\x01 \x01(\v2\x0e.feed.v1.EpochR\x05epoch\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12.\n" +

@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	// MaxMessageBytes bounds a message in both directions. Whoever sends more
-	// splits it.
-	MaxMessageBytes = 4 << 20
+	// MaxMessageBytes bounds a message in both directions. The whole interest of
+	// an edge, 131,072 topics, fits.
+	MaxMessageBytes = 16 << 20
 
 	// Both sides ping a quiet connection and give it up without an answer: a
 	// dead peer is noticed after 15 s.

@@ -10,8 +10,9 @@ const (
 	// grace is how long coverage may stand still (streams break and resume,
 	// leaders change) before Down is told; heartbeats come each second.
 	grace = 3 * time.Second
-	// transit is how long before its arrival a message may have been built: a
-	// gap begins that much before the last coverage arrived.
+	// transit is how long before its arrival a message may have been built where
+	// the leader does not say when: a gap begins that much before the last
+	// coverage arrived.
 	transit = 500 * time.Millisecond
 )
 
@@ -33,8 +34,8 @@ const (
 //   - the start of the process (start): Down at once.
 //
 // A stream that breaks and resumes without a hole within those 3 s is no outage.
-// A newer epoch is adopted at its first live message: a batch, a Gap, or a
-// heartbeat with a live upstream; until then the older one goes on. Everything
+// A newer epoch is adopted at its first live message: a heartbeat with a live
+// upstream, a Gap, or a batch while the upstream is live; until then the older one goes on. Everything
 // of an epoch older than the adopted one is dropped.
 //
 // A leader that lost its upstream may, after a resume, still send batches from
@@ -49,6 +50,7 @@ type arbiter struct {
 	epoch     epoch // adopted; zero: none
 	covered   uint64
 	coveredAt time.Time // arrival of the last coverage
+	builtAt   time.Time // when the leader built it
 	down      bool      // the Sink was told Down
 	since     time.Time // down: when events may have begun to be missing
 	cause     cause     // down: its first cause
@@ -62,8 +64,9 @@ type position struct {
 	leader   bool
 	live     bool // its upstream, by its last heartbeat
 	epoch    epoch
-	sequence uint64 // end of the stream's own coverage in epoch
-	begun    bool   // sequence is meaningful
+	sequence uint64    // end of the stream's own coverage in epoch
+	begun    bool      // sequence is meaningful
+	built    time.Time // when the leader built the last message
 	// current: a resume is through. Until the second heartbeat what comes may
 	// be a repetition, which says nothing of the present.
 	current bool
@@ -92,7 +95,7 @@ func newArbiter(sink Sink, s *stats) *arbiter {
 
 // start is the first input: nothing is covered yet.
 func (a *arbiter) start(now time.Time) {
-	a.coveredAt, a.gapTo = now, now
+	a.coveredAt, a.builtAt, a.gapTo = now, now, now
 	a.fall(causeStart, now)
 }
 
@@ -141,6 +144,7 @@ func (a *arbiter) heartbeat(now time.Time, p *position, h *feedv1.Heartbeat) boo
 	if e == (epoch{}) {
 		return false
 	}
+	p.built = builtAt(h.GetBuiltUnixNs(), now)
 	// The first heartbeat of an epoch says where the stream's coverage begins;
 	// a later one that nothing concerned this edge up to its sequence.
 	first := h.GetSequence() + 1
@@ -172,7 +176,7 @@ func (a *arbiter) heartbeat(now time.Time, p *position, h *feedv1.Heartbeat) boo
 			since = h.GetDownSince().AsTime()
 		}
 		if p.current {
-			a.coveredAt = now
+			a.coveredAt, a.builtAt = now, p.built
 		}
 	}
 	a.covered = max(a.covered, h.GetSequence())
@@ -189,6 +193,10 @@ func (a *arbiter) batch(now time.Time, p *position, b *feedv1.Batch) bool {
 		a.stats.stale.Add(1)
 		return true
 	}
+	if e != a.epoch && !p.live {
+		return true // not yet adopted: part of the gap that its first live message ends
+	}
+	p.built = builtAt(b.GetBuiltUnixNs(), now)
 	covered := uint64(0)
 	if e == a.epoch {
 		covered = a.covered
@@ -229,7 +237,7 @@ func (a *arbiter) gap(now time.Time, p *position, g *feedv1.Gap) bool {
 	if e != a.epoch || !a.contiguous(n) {
 		l.from, l.to = earlier(l.from, a.lastCoverage()), later(l.to, now)
 	} else if !a.down && !l.from.Before(a.gapFrom) && !l.to.After(a.gapTo) {
-		a.covered, a.coveredAt = n, now // the outage whose end a heartbeat told first
+		a.covered, a.coveredAt, a.builtAt = n, now, now // the outage whose end a heartbeat told first
 		return true
 	}
 	// A gap that reaches into the outage is its end; one from before it is
@@ -257,9 +265,18 @@ func (p *position) advance(e epoch, first, last uint64) bool {
 
 func (a *arbiter) contiguous(first uint64) bool { return first <= a.covered+1 }
 
-// lastCoverage is from when events may be missing if they are from now on.
+// lastCoverage is from when events may be missing if they are from now on. A
+// message may have waited long on its way: what is lost behind it is as old.
 func (a *arbiter) lastCoverage() time.Time {
-	return later(a.coveredAt.Add(-transit), a.gapTo)
+	return later(earlier(a.coveredAt.Add(-transit), a.builtAt), a.gapTo)
+}
+
+// builtAt is when the leader built a message, if it says so.
+func builtAt(unixNs int64, now time.Time) time.Time {
+	if unixNs == 0 {
+		return now
+	}
+	return time.Unix(0, unixNs)
 }
 
 // loss is a span of time in which events may be missing, and why.
@@ -280,7 +297,7 @@ func (a *arbiter) cover(now time.Time, p *position, e epoch, first, last uint64)
 	default:
 		a.covered = max(a.covered, last)
 		if p.current {
-			a.coveredAt = now
+			a.coveredAt, a.builtAt = now, p.built
 		}
 	}
 }
@@ -293,7 +310,7 @@ func (a *arbiter) lose(now time.Time, e epoch, last uint64, l loss, live bool) {
 	} else if a.epoch != (epoch{}) {
 		a.stats.epochChanges.Add(1)
 	}
-	a.epoch, a.covered, a.coveredAt = e, last, now
+	a.epoch, a.covered, a.coveredAt, a.builtAt = e, last, now, now
 	if a.down {
 		l = loss{a.cause, earlier(l.from, a.since), later(l.to, now)}
 		if !live {

@@ -123,6 +123,8 @@ func TestArbiter(t *testing.T) {
 	ts := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(abs(d)) }
 	malformed := allOf(1, 6, 8)
 	malformed.GetBatch().Ends[1] = 999
+	late := allOf(1, 6, 8)
+	late.GetBatch().BuiltUnixNs = abs(2 * s).UnixNano()
 	begin := []arbiterInput{{at: s, stream: 1, m: live(1, 0)}, {at: s, stream: 1, m: allOf(1, 1, 5)}}
 	const begun = "down 0s|gap 0s 1s|1:1|1:2|1:3|1:4|1:5"
 	for name, c := range map[string]struct {
@@ -177,6 +179,11 @@ func TestArbiter(t *testing.T) {
 			arbiterInput{at: 3 * s, stream: 2, m: allOf(2, 1, 2)}), begun + "|1:6|gap 1.5s 3s|2:1|2:2"},
 		"newer epoch, its batch first": {append(slices.Clone(begin), arbiterInput{at: 3 * s, stream: 2, m: allOf(2, 4, 5)}),
 			begun + "|gap 1s 3s|2:4|2:5"},
+		"newer epoch, a batch before its upstream is live": {append(slices.Clone(begin), arbiterInput{at: 2 * s, stream: 2, m: dead(2, 0, nil)},
+			arbiterInput{at: 2 * s, stream: 2, m: allOf(2, 1, 2)}, arbiterInput{at: 3 * s, stream: 2, m: live(2, 2)},
+			arbiterInput{at: 3 * s, stream: 2, m: allOf(2, 3, 3)}), begun + "|gap 1s 3s|2:3"},
+		"hole behind a batch that was long on its way": {append(slices.Clone(begin), arbiterInput{at: 10 * s, stream: 1, m: late},
+			arbiterInput{at: 11 * s, stream: 1, m: allOf(1, 12, 12)}), begun + "|1:6|1:7|1:8|gap 2s 11s|1:12"},
 		"newer epoch, its gap first": {append(slices.Clone(begin), arbiterInput{at: 3 * s, stream: 2, m: dead(2, 0, nil)},
 			arbiterInput{at: 3 * s, stream: 2, m: gapOf(2, 1, abs(2*s), abs(3*s))}, arbiterInput{at: 3 * s, stream: 2, m: live(2, 1)},
 			arbiterInput{at: 3 * s, stream: 2, m: allOf(2, 2, 2)}), begun + "|gap 1s 3s|2:2"},

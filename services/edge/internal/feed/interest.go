@@ -17,9 +17,9 @@ const (
 	restingSlots = 256
 
 	// A fanout pod ends the stream of an edge that asks for more, or for a
-	// topic that is not PREFIX.TICKER of that many bytes.
+	// topic that is not PREFIX.TICKER of that many bytes: a ticker may have 64.
 	maxTopics = 1 << 17
-	maxTopic  = 64
+	maxTopic  = len("LULD.") + 64
 )
 
 // Interest is the edge's topic table of one market: each topic that some client
@@ -194,9 +194,9 @@ func (w *watcher) wakeLocked() {
 	}
 }
 
-// changes takes up to limit changes; removals come first, because the slot of
-// a removed topic may belong to an added one. It returns nil when there are none.
-func (w *watcher) changes(limit int) *feedv1.InterestChange {
+// changes takes all changes, nil when there are none. The pod makes removals
+// first, because the slot of a removed topic may belong to an added one.
+func (w *watcher) changes() *feedv1.InterestChange {
 	w.interest.mu.Lock()
 	defer w.interest.mu.Unlock()
 	if len(w.added) == 0 && len(w.removed) == 0 {
@@ -204,18 +204,12 @@ func (w *watcher) changes(limit int) *feedv1.InterestChange {
 	}
 	change := &feedv1.InterestChange{}
 	for id := range w.removed {
-		if limit--; limit < 0 {
-			return change
-		}
 		change.Remove = append(change.Remove, id)
-		delete(w.removed, id)
 	}
 	for id, topic := range w.added {
-		if limit--; limit < 0 {
-			return change
-		}
 		change.Add = append(change.Add, &feedv1.Topic{Id: id, Name: topic})
-		delete(w.added, id)
 	}
+	clear(w.removed)
+	clear(w.added)
 	return change
 }

@@ -20,9 +20,6 @@ const (
 	// silence is how long a stream may go without a message; pods send a
 	// heartbeat each second.
 	silence = 3 * time.Second
-	// topicsPerMessage keeps a message of topics (64 bytes and a number each)
-	// below grpcx.MaxMessageBytes.
-	topicsPerMessage = 32 << 10
 )
 
 // stream is one stream to one fanout pod, from its opening to its end.
@@ -86,29 +83,18 @@ func (s *stream) run(parent context.Context) ending {
 
 // send says Hello, then each change of interest. It ends with ctx or the stream.
 func (s *stream) send(ctx context.Context, call feedv1.FeedService_SubscribeClient, topics []*feedv1.Topic, w *watcher) error {
-	hello := &feedv1.Hello{EdgeId: s.client.config.EdgeID, Market: s.market.name}
-	if len(topics) <= topicsPerMessage {
-		hello.Topics, topics = topics, nil
-		e, covered := s.market.position()
-		hello.ResumeEpoch, hello.ResumeSequence = e.proto(), covered
-	} else {
-		// What a resume repeats is filtered by the topics of the Hello alone,
-		// so with more than it can hold there is no resume: a gap is told.
-		hello.Topics, topics = topics[:topicsPerMessage], topics[topicsPerMessage:]
+	e, covered := s.market.position()
+	hello := &feedv1.Hello{
+		EdgeId: s.client.config.EdgeID, Market: s.market.name, Topics: topics,
+		ResumeEpoch: e.proto(), ResumeSequence: covered,
 	}
 	if err := call.Send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Hello{Hello: hello}}); err != nil {
 		return err
 	}
-	for len(topics) > 0 {
-		n := min(len(topics), topicsPerMessage)
-		if err := sendChange(call, &feedv1.InterestChange{Add: topics[:n]}); err != nil {
-			return err
-		}
-		topics = topics[n:]
-	}
 	for {
-		for change := w.changes(topicsPerMessage); change != nil; change = w.changes(topicsPerMessage) {
-			if err := sendChange(call, change); err != nil {
+		if change := w.changes(); change != nil {
+			err := call.Send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_InterestChange{InterestChange: change}})
+			if err != nil {
 				return err
 			}
 		}
@@ -118,10 +104,6 @@ func (s *stream) send(ctx context.Context, call feedv1.FeedService_SubscribeClie
 			return ctx.Err()
 		}
 	}
-}
-
-func sendChange(call feedv1.FeedService_SubscribeClient, c *feedv1.InterestChange) error {
-	return call.Send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_InterestChange{InterestChange: c}})
 }
 
 var (

@@ -248,7 +248,7 @@ func TestBadInput(t *testing.T) {
 		"id twice":          {good, change(&feedv1.InterestChange{Add: []*feedv1.Topic{{Id: 1, Name: "T.B"}}})},
 		"topic twice":       {good, change(&feedv1.InterestChange{Add: []*feedv1.Topic{{Id: 2, Name: "T.A"}}})},
 		"unknown id":        {good, change(&feedv1.InterestChange{Remove: []uint32{7}})},
-		"long topic":        {good, change(&feedv1.InterestChange{Add: []*feedv1.Topic{{Id: 2, Name: "T." + strings.Repeat("A", 64)}}})},
+		"long topic":        {good, change(&feedv1.InterestChange{Add: []*feedv1.Topic{{Id: 2, Name: "T." + strings.Repeat("A", 68)}}})},
 		"message of no use": {good, {}},
 	} {
 		t.Run(name, func(t *testing.T) {

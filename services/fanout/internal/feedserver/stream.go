@@ -11,8 +11,14 @@ import (
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
-// maxEdgeID bounds the name of an edge, in bytes.
-const maxEdgeID = 128
+const (
+	// maxEdgeID bounds the name of an edge, in bytes.
+	maxEdgeID = 128
+	// servedWait is how long a stream may wait for the vendor to acknowledge its
+	// topics before its coverage begins: a topic that the vendor never
+	// acknowledges must not keep the others waiting.
+	servedWait = 500 * time.Millisecond
+)
 
 // errBadInput is the cause of all errors about what an edge said.
 var errBadInput = errors.New("bad input")
@@ -131,6 +137,7 @@ func (st *stream) receive() error {
 	if err := change(edge, nil, request.GetHello().GetTopics()); err != nil {
 		return err
 	}
+	st.server.routers[st.market].AwaitServed(st.wire.Context(), servedWait)
 	edge.Start(time.Now())
 	st.edge = edge
 	close(st.open)

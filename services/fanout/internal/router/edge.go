@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	maxPayload = 256 << 10 // bytes of events in one message
-	maxTopics  = 1 << 17   // of one edge
-	maxTopic   = 64        // bytes of a topic's name
-	maxSpan    = 1 << 31   // sequence numbers in one batch; the wire has 32 bits
+	maxPayload = 256 << 10         // bytes of events in one message
+	maxTopics  = 1 << 17           // of one edge
+	maxTopic   = len("LULD.") + 64 // bytes of a topic's name; a ticker may have 64
+	maxSpan    = 1 << 31           // sequence numbers in one batch; the wire has 32 bits
 
 	eventCost = 16  // bytes an event takes beside its own: its end, its offset, two ids
 	itemCost  = 256 // bytes a queued message takes beside its events
@@ -322,6 +322,7 @@ func (e *Edge) beginLocked() {
 	b := &m.batch
 	b.Epoch = e.router.epoch
 	b.FirstSequence = e.covered + 1
+	b.BuiltUnixNs = e.router.lastFrame.Load()
 	size, events := max(e.room[0], minBatch), max(e.room[1], 4)
 	b.Payload = make([]byte, 0, size)
 	numbers := make([]uint32, 4*events)
@@ -371,6 +372,7 @@ func (e *Edge) heartbeatLocked(now time.Time) {
 		h.Epoch = r.epoch
 		h.Sequence = r.sequence
 		h.Upstream = r.upstream
+		h.BuiltUnixNs = now.UnixNano()
 		if !r.downSince.IsZero() {
 			h.DownSince = timestamppb.New(r.downSince)
 		}

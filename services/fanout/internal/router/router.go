@@ -12,6 +12,7 @@
 package router
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -50,6 +51,9 @@ type Router struct {
 	downSince   time.Time
 	otherEvents uint64 // of kinds without a prefix
 	gaps        uint64
+	applying    bool          // what Changes told has not been acted upon yet
+	unacked     int           // topics the vendor has yet to acknowledge
+	served      chan struct{} // closed unless AwaitServed has to wait
 }
 
 // prefix is what is before the first dot of a topic, the "ev" of its events.
@@ -81,6 +85,7 @@ func New(market string, queueBytes int) *Router {
 		market:     market,
 		queueBytes: queueBytes,
 		changed:    make(chan struct{}, 1),
+		served:     make(chan struct{}),
 		prefixes:   make(map[string]*prefix),
 		byID:       make(map[string]*Edge),
 		edges:      make(map[*Edge]bool),
@@ -111,6 +116,7 @@ func (r *Router) Lead(epoch leader.Epoch, now time.Time) (interest []string) {
 	r.upstream, r.downSince = feedv1.UpstreamState_UPSTREAM_STATE_DOWN, time.Time{}
 	r.lastFrame.Store(0)
 	r.dirty = make(map[string]bool)
+	r.applying, r.unacked = false, 0
 	for _, p := range r.prefixes {
 		if len(p.wildcard.subs) > 0 {
 			p.wildcard.problem = 0
@@ -134,6 +140,7 @@ func (r *Router) Follow(now time.Time) {
 	r.role = feedv1.Role_ROLE_STANDBY
 	r.upstream, r.downSince = feedv1.UpstreamState_UPSTREAM_STATE_UNSPECIFIED, time.Time{}
 	r.dirty = nil
+	r.settleLocked()
 	r.announceLocked(now)
 }
 
@@ -147,6 +154,7 @@ func (r *Router) Upstream(live bool, downSince, now time.Time) {
 		r.upstream = feedv1.UpstreamState_UPSTREAM_STATE_LIVE
 	}
 	r.downSince = downSince
+	r.settleLocked()
 	r.announceLocked(now)
 }
 
@@ -198,6 +206,8 @@ func (r *Router) Gap(from, to time.Time) {
 	r.mustLeadLocked()
 	r.sequence++
 	r.gaps++
+	// A heartbeat that comes in between must not say that the outage goes on.
+	r.upstream, r.downSince = feedv1.UpstreamState_UPSTREAM_STATE_LIVE, time.Time{}
 	for e := range r.edges {
 		e.gapLocked(from, to)
 	}
@@ -234,6 +244,13 @@ func (r *Router) Changed() <-chan struct{} { return r.changed }
 // Changes returns, in order, the topics that got or lost all interest since the
 // last call or Lead. A topic that did both is told of once, as it is now.
 func (r *Router) Changes() (added, removed []string) {
+	added, removed = r.takeChanges()
+	slices.Sort(added)
+	slices.Sort(removed)
+	return added, removed
+}
+
+func (r *Router) takeChanges() (added, removed []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name := range r.dirty {
@@ -244,9 +261,49 @@ func (r *Router) Changes() (added, removed []string) {
 		}
 	}
 	clear(r.dirty)
-	slices.Sort(added)
-	slices.Sort(removed)
+	r.applying = true
 	return added, removed
+}
+
+// Unacknowledged notes how many topics the vendor has yet to acknowledge; what
+// Changes told has been acted upon.
+func (r *Router) Unacknowledged(topics int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.applying, r.unacked = false, topics
+	r.settleLocked()
+}
+
+// AwaitServed returns when the vendor serves all interest, or at once while
+// there is no live upstream, or after a wait. A coverage that begins before
+// would leave out events of topics that are just being subscribed.
+func (r *Router) AwaitServed(ctx context.Context, wait time.Duration) {
+	r.mu.Lock()
+	r.settleLocked()
+	served := r.served
+	r.mu.Unlock()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-served:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// settleLocked opens or closes the way for AwaitServed.
+func (r *Router) settleLocked() {
+	waiting := r.upstream == feedv1.UpstreamState_UPSTREAM_STATE_LIVE && (len(r.dirty) > 0 || r.applying || r.unacked > 0)
+	select {
+	case <-r.served:
+		if waiting {
+			r.served = make(chan struct{})
+		}
+	default:
+		if !waiting {
+			close(r.served)
+		}
+	}
 }
 
 func (r *Router) mustLeadLocked() {

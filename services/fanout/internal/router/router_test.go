@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
@@ -291,6 +292,59 @@ func TestOverflowCutsOneEdge(t *testing.T) {
 	if got := r.Stats().QueueBytes; got != 0 {
 		t.Errorf("%d bytes left", got)
 	}
+}
+
+// TestAwaitServed: coverage of new topics begins when the vendor serves them.
+func TestAwaitServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New("stocks", testQueue)
+		served := func() bool {
+			began := time.Now()
+			r.AwaitServed(t.Context(), time.Second)
+			return time.Since(began) == 0
+		}
+		step := func(what string, want bool) {
+			t.Helper()
+			if served() != want {
+				t.Fatalf("%s: served %v", what, !want)
+			}
+		}
+		step("a standby", true)
+		r.Lead(epoch1, t0)
+		e := r.Attach("e")
+		defer e.Detach()
+		_ = e.Change(nil, topic1(1, "T.A"))
+		step("the upstream is down", true)
+		r.Upstream(true, time.Time{}, t0)
+		step("the change has not been told", false)
+		r.Changes()
+		step("the change has not been acted upon", false)
+		r.Unacknowledged(1)
+		step("the vendor has not answered", false)
+		r.Unacknowledged(0)
+		step("acknowledged", true)
+		_ = e.Change(nil, topic1(2, "T.B"))
+		woken := make(chan bool)
+		go func() { woken <- served() }()
+		synctest.Wait()
+		r.Changes()
+		r.Unacknowledged(0)
+		if !<-woken {
+			t.Fatal("not woken by the acknowledgement")
+		}
+	})
+}
+
+// TestGapEndsTheOutage: no heartbeat behind a gap says that the upstream is down.
+func TestGapEndsTheOutage(t *testing.T) {
+	r := New("stocks", testQueue)
+	r.Lead(epoch1, t0)
+	e := attach(t, r, "e", "T.A")
+	r.Upstream(false, t0, t0)
+	r.Gap(t0, t0.Add(time.Second))
+	expect(t, e, "heartbeat ROLE_LEADER 0 UPSTREAM_STATE_DOWN", "gap 1 1s")
+	e.Heartbeat(t0)
+	expect(t, e, "heartbeat ROLE_LEADER 1 UPSTREAM_STATE_LIVE")
 }
 
 func TestReplaced(t *testing.T) {

@@ -57,7 +57,7 @@ type note struct {
 }
 
 func newRun(u *Upstream, client *http.Client) *run {
-	r := &run{upstream: u, client: client, wake: make(chan struct{}, 1)}
+	r := &run{upstream: u, client: client, wake: make(chan struct{}, 1), holding: true}
 	r.session = NewSession(r, rand.Float64)
 	return r
 }
@@ -91,8 +91,8 @@ func (r *run) lead(ctx context.Context, epoch leader.Epoch) {
 		case <-r.socketEnded():
 			r.hangUp()
 		case <-market.Changed():
-			added, removed := market.Changes()
 			r.input(func(now time.Time) {
+				added, removed := market.Changes()
 				r.session.Remove(now, removed)
 				r.session.Add(now, added)
 			})
@@ -135,6 +135,7 @@ func (r *run) input(f func(now time.Time)) {
 	defer r.mu.Unlock()
 	r.now = time.Now()
 	f(r.now)
+	r.upstream.router.Unacknowledged(r.session.Unacknowledged())
 }
 
 func (r *run) signal() {
@@ -232,6 +233,10 @@ func (r *run) frame(message []byte) {
 		}
 	}
 	r.passLocked(events[start:])
+	if faults.Any() {
+		r.session.Malformed(now)
+		r.signal()
+	}
 	if cap(events) <= maxScratch {
 		r.events = events
 	} else {
@@ -262,6 +267,7 @@ func (r *run) passLocked(events []router.Event) {
 		events = events[1:]
 	}
 	if len(events) > 0 {
+		r.session.Events(r.now)
 		r.upstream.router.Route(events)
 	}
 }
@@ -278,6 +284,7 @@ func (r *run) statusLocked(raw []byte) {
 		r.noteLocked(slog.LevelWarn, "vendor status", slog.String("status", cut(status)), slog.String("message", cut(message)))
 	}
 	r.session.Status(r.now, status, message)
+	r.upstream.router.Unacknowledged(r.session.Unacknowledged())
 	r.signal()
 }
 

@@ -12,7 +12,7 @@ import (
 const (
 	greetingWait = 10 * time.Second       // from dialed to connected
 	authWait     = 10 * time.Second       // from auth to auth_success
-	settleWait   = 500 * time.Millisecond // from subscribe to forwarding, at most
+	settleWait   = 500 * time.Millisecond // from subscribe, or the last ack, to forwarding
 	ackWait      = 3 * time.Second        // from subscribe to its ack
 	ackRetries   = 2                      // subscribes after the first
 	lingerWait   = time.Second            // from the loss of interest to unsubscribe
@@ -23,6 +23,7 @@ const (
 	refusedWait   = 60 * time.Second       // after auth_failed
 	kickedWait    = 60 * time.Second       // after max_connections
 	lossAllowance = 500 * time.Millisecond // events of this long may be missing before a close
+	faultEvery    = time.Second            // between two gaps that malformed frames made
 )
 
 // State is what a session is doing, for metrics and logs.
@@ -72,7 +73,7 @@ func (c Cause) String() string { return causeNames[c] }
 // that silence before it was silence of the market.
 func (c Cause) intact() bool {
 	switch c {
-	case CauseError, CauseTimeout:
+	case CauseError, CauseTimeout, CauseSlow: // what waited for us at the vendor is lost
 		return false
 	}
 	return true
@@ -89,9 +90,10 @@ type Host interface {
 	Send(message []byte)
 	// Close sends a close frame and waits for the end; answered by Closed.
 	Close()
-	// Hold keeps back all events from now on.
+	// Hold keeps back all events from now on. They are at the start.
 	Hold()
-	// Gap tells of a gap: events since from may be missing until to.
+	// Gap tells of a gap: events since from may be missing until to. The
+	// upstream is live from then on.
 	Gap(from, to time.Time)
 	// Release forwards what was held, and from now on all events at once.
 	Release()
@@ -127,7 +129,9 @@ const (
 // A gap begins at the last sign of life, or half a second before the loss if
 // that is later and the connection was intact until its end. It ends, and events
 // held since are forwarded, when all subscriptions are acknowledged again, or
-// half a second after they were sent.
+// when half a second has passed without an acknowledgement, three seconds after
+// they were sent at the latest. One that comes later makes a gap of its own, and
+// so does a malformed frame, once a second at most.
 type Session struct {
 	// Static after construction.
 	host   Host
@@ -138,15 +142,21 @@ type Session struct {
 	state     State
 	stopping  bool
 	until     time.Time // end of phaseWaiting, phaseGreeting or phaseSigning
-	settle    time.Time // phaseOpen, not live: when to go live at the latest
+	settle    time.Time // phaseOpen, not live: when to go live unless an ack comes
+	settleEnd time.Time // phaseOpen, not live: when to go live at the latest
 	live      bool
 	liveSince time.Time
 	lastAlive time.Time // last frame or pong of the connection
+	beforeIt  time.Time // last frame or pong before lastAlive
 	lastData  time.Time // last event of the connection
 	downSince time.Time // begin of the gap to tell; zero: none
 	toldDown  time.Time // what the host knows of downSince
 	cause     Cause     // phaseClosing: why
 	attempts  uint      // since the last reset
+	lateSince time.Time // when the connection went live without all acks; zero: with all
+	lateAcked bool      // such an ack has come, and its gap has not been told
+	faultFrom time.Time // begin of the gap that malformed frames made, not told yet; zero: none
+	faultTold time.Time // when one was told last
 	topics    topics
 }
 
@@ -214,14 +224,46 @@ func (s *Session) Closed(now time.Time, cause Cause) {
 // Frame tells of a frame of the vendor, before its content; data says that it
 // has events.
 func (s *Session) Frame(now time.Time, data bool) {
-	s.lastAlive = now
+	s.beforeIt, s.lastAlive = s.lastAlive, now
 	if data {
 		s.lastData = now
 	}
 }
 
+// Events tells that events are about to be forwarded: gaps before them come first.
+func (s *Session) Events(now time.Time) {
+	if s.live && s.lateAcked {
+		s.lateAcked = false
+		s.host.Gap(s.lateSince, now)
+	}
+}
+
+// Malformed tells that events of the present frame could not be read.
+func (s *Session) Malformed(now time.Time) {
+	if !s.live {
+		return // they are part of a gap already
+	}
+	if s.faultFrom.IsZero() {
+		s.faultFrom = s.beforeIt.Add(-lossAllowance)
+	}
+	s.tellFault(now)
+}
+
+// tellFault tells of the gap that malformed frames made, if it is time.
+func (s *Session) tellFault(now time.Time) {
+	if s.live && !s.faultFrom.IsZero() && !now.Before(s.faultDue()) {
+		s.host.Gap(s.faultFrom, now)
+		s.faultFrom, s.faultTold = time.Time{}, now
+	}
+}
+
+func (s *Session) faultDue() time.Time { return s.faultTold.Add(faultEvery) }
+
+// Unacknowledged is how many subscriptions wait for the vendor's word.
+func (s *Session) Unacknowledged() int { return s.topics.unacked }
+
 // Alive tells of a pong.
-func (s *Session) Alive(now time.Time) { s.lastAlive = now }
+func (s *Session) Alive(now time.Time) { s.beforeIt, s.lastAlive = s.lastAlive, now }
 
 // Status takes a status object of the vendor.
 func (s *Session) Status(now time.Time, status, message string) {
@@ -253,6 +295,7 @@ func (s *Session) Status(now time.Time, status, message string) {
 				s.acked(strings.TrimSpace(name))
 			}
 			s.flush()
+			s.settle = earlier(now.Add(settleWait), s.settleEnd)
 			s.goLive(now, false)
 		}
 	case "error":
@@ -296,6 +339,8 @@ func (s *Session) Deadline() time.Time {
 	case phaseOpen:
 		if !s.live {
 			sooner(s.settle)
+		} else if !s.faultFrom.IsZero() {
+			sooner(s.faultDue())
 		}
 	case phaseStopped:
 		return time.Time{}
@@ -323,6 +368,7 @@ func (s *Session) Tick(now time.Time) {
 		s.overdue(now)
 		s.flush()
 		s.goLive(now, !now.Before(s.settle))
+		s.tellFault(now)
 	}
 }
 
@@ -341,7 +387,7 @@ func (s *Session) dial() {
 // open begins to subscribe everything that is wanted.
 func (s *Session) open(now time.Time) {
 	s.phase = phaseOpen
-	s.settle = now.Add(settleWait)
+	s.settle, s.settleEnd = now.Add(settleWait), now.Add(ackWait)
 	s.subscribeAll(now)
 	s.flush()
 	s.goLive(now, false)
@@ -353,11 +399,16 @@ func (s *Session) goLive(now time.Time, atOnce bool) {
 		return
 	}
 	s.live, s.liveSince = true, now
+	s.lateSince = time.Time{}
+	if s.topics.unacked > 0 {
+		s.lateSince = now
+		s.topics.markLate()
+	}
 	if !s.downSince.IsZero() {
 		s.host.Gap(s.downSince, now)
 		s.downSince = time.Time{}
-		s.host.Release()
 	}
+	s.host.Release()
 	s.setState(StateLive)
 }
 
@@ -376,12 +427,14 @@ func (s *Session) lose(now time.Time, cause Cause) {
 		if allowed := now.Add(-lossAllowance); cause.intact() && allowed.After(s.downSince) {
 			s.downSince = allowed
 		}
-		s.host.Hold()
+		if s.live {
+			s.host.Hold()
+		}
 	}
 	if s.live && s.lastData.Sub(s.liveSince) >= backoffReset {
 		s.attempts = 0
 	}
-	s.live = false
+	s.live, s.lateAcked, s.faultFrom = false, false, time.Time{}
 	s.topics.forget()
 	switch cause {
 	case CauseRejected:
@@ -425,4 +478,11 @@ func (s *Session) setState(state State) {
 	}
 	s.state, s.toldDown = state, s.downSince
 	s.host.State(state, s.downSince)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }

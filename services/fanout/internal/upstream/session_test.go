@@ -131,7 +131,7 @@ func TestFirstConnection(t *testing.T) {
 	s.ack("T.A")
 	s.expect()
 	s.ack("Q.B")
-	s.expect("state live")
+	s.expect("release", "state live")
 	s.pass(time.Hour)
 	s.expect()
 }
@@ -139,7 +139,7 @@ func TestFirstConnection(t *testing.T) {
 func TestFirstConnectionWithoutInterest(t *testing.T) {
 	s := newScript(t)
 	s.open()
-	s.expect("state live")
+	s.expect("release", "state live")
 }
 
 func TestAckForms(t *testing.T) {
@@ -161,7 +161,7 @@ func TestAckForms(t *testing.T) {
 			s.expect("subscribe T.A")
 			s.status("success", tt.message)
 			if tt.live {
-				s.expect("state live")
+				s.expect("release", "state live")
 			} else {
 				s.expect()
 			}
@@ -176,7 +176,7 @@ func TestLiveWithoutAcks(t *testing.T) {
 	s.pass(settleWait - 1)
 	s.expect()
 	s.pass(1)
-	s.expect("state live")
+	s.expect("release", "state live")
 	s.pass(3 * time.Minute)
 	s.expect("subscribe T.A", "subscribe T.A", "problem [T.A] NOT_ACKNOWLEDGED")
 	s.ack("T.A")
@@ -196,7 +196,7 @@ func TestNotAuthorized(t *testing.T) {
 			s.status("error", "not authorized")
 		}
 		s.pass(time.Minute)
-		s.expect("state live", "subscribe NOI.*", "subscribe NOI.*", "problem [NOI.*] NOT_AUTHORIZED")
+		s.expect("release", "state live", "subscribe NOI.*", "subscribe NOI.*", "problem [NOI.*] NOT_AUTHORIZED")
 		// A later topic has a window of its own.
 		s.session.Add(s.now, []string{"ZZ.A"})
 		s.pass(time.Minute)
@@ -213,7 +213,8 @@ func TestGap(t *testing.T) {
 		from     time.Duration // before the loss
 	}{
 		{"busy", []string{"T.A"}, CauseClosed, 100 * time.Millisecond, 100 * time.Millisecond},
-		{"quiet", []string{"T.A"}, CauseSlow, time.Minute, lossAllowance},
+		{"quiet", []string{"T.A"}, CauseClosed, time.Minute, lossAllowance},
+		{"slow consumer", []string{"T.A"}, CauseSlow, 10 * time.Second, 10 * time.Second},
 		{"end without close frame", []string{"T.A"}, CauseEOF, time.Minute, lossAllowance},
 		{"no pong", []string{"T.A"}, CauseTimeout, 30 * time.Second, 30 * time.Second},
 		{"reset", []string{"T.A"}, CauseError, 10 * time.Second, 10 * time.Second},
@@ -285,7 +286,72 @@ func TestLossBeforeLive(t *testing.T) {
 	s.open("T.A")
 	s.expect("subscribe T.A")
 	s.lose(CauseClosed)
-	s.expect("hold", "state connecting since 0s", "lost closed")
+	s.expect("state connecting since 0s", "lost closed")
+}
+
+// TestLateAck: events flow though a topic is not acknowledged; when it is, what
+// it missed is told before the next event, once.
+func TestLateAck(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A", "T.B", "T.C")
+	s.expect("subscribe T.A,T.B,T.C")
+	s.pass(400 * time.Millisecond)
+	s.ack("T.A")
+	s.pass(400 * time.Millisecond)
+	s.expect() // each ack gives the others another half a second
+	s.pass(100 * time.Millisecond)
+	s.expect("release", "state live")
+	s.session.Events(s.now)
+	s.expect()
+	s.pass(time.Second)
+	s.ack("T.B")
+	s.ack("T.C")
+	s.expect()
+	s.session.Events(s.now)
+	s.expect("gap 900ms 1.9s")
+	s.session.Events(s.now)
+	s.expect()
+}
+
+// TestSettleEnds: acks that drip in do not hold events back for ever.
+func TestSettleEnds(t *testing.T) {
+	s := newScript(t)
+	var topics []string
+	for n := range 20 {
+		topics = append(topics, fmt.Sprintf("T.A%02d", n))
+	}
+	s.open(topics...)
+	s.host.said = nil
+	for _, topic := range topics[:8] {
+		s.pass(400 * time.Millisecond)
+		s.ack(topic)
+	}
+	if !slices.Contains(s.host.said, "state live") || s.now.Sub(t0) != 3200*time.Millisecond {
+		t.Fatalf("%q after %v", s.host.said, s.now.Sub(t0))
+	}
+}
+
+// TestMalformed: frames that cannot be read make a gap each, once a second at most.
+func TestMalformed(t *testing.T) {
+	s := newScript(t)
+	s.session.Malformed(s.now) // nothing flows yet
+	s.open("T.A")
+	s.ack("T.A")
+	s.host.said = nil
+	s.pass(2 * time.Second)
+	s.session.Frame(s.now, true)
+	s.pass(time.Second)
+	s.session.Frame(s.now, true)
+	s.session.Malformed(s.now)
+	s.expect("gap 1.5s 3s")
+	s.pass(300 * time.Millisecond)
+	for range 3 {
+		s.session.Frame(s.now, true)
+		s.session.Malformed(s.now)
+	}
+	s.expect()
+	s.pass(time.Second)
+	s.expect("gap 2.5s 4s")
 }
 
 func TestHoldFull(t *testing.T) {
@@ -412,7 +478,7 @@ func TestWildcardCovers(t *testing.T) {
 	s.open("T.*", "T.A", "Q.A")
 	s.expect("subscribe Q.A,T.*")
 	s.ack("Q.A", "T.*")
-	s.expect("state live")
+	s.expect("release", "state live")
 	s.session.Add(s.now, []string{"T.B"})
 	s.expect()
 	s.session.Remove(s.now, []string{"T.B"})
@@ -433,7 +499,7 @@ func TestWildcardNotServed(t *testing.T) {
 	s.open("Q.*", "Q.A")
 	s.expect("subscribe Q.*")
 	s.pass(ackWait)
-	s.expect("state live", "subscribe Q.*,Q.A")
+	s.expect("release", "state live", "subscribe Q.*,Q.A")
 	s.ack("Q.A")
 	s.session.Add(s.now, []string{"Q.B"})
 	s.expect("subscribe Q.B")

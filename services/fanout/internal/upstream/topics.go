@@ -28,6 +28,7 @@ type topic struct {
 	wait      uint64    // number of the newest entry in topics.waits
 	linger    uint64    // number of the newest entry in topics.lingers
 	problem   bool      // told, and not taken back
+	late      bool      // was not acknowledged yet when the connection went live
 }
 
 // kind is all topics of one prefix. The vendor may send an event twice that
@@ -73,11 +74,18 @@ func newTopics() topics {
 // forget tells that there is no connection any more.
 func (ts *topics) forget() {
 	for _, t := range ts.byName {
-		t.phase = topicOff
+		t.phase, t.late = topicOff, false
 	}
 	ts.unacked = 0
 	ts.waits = nil
 	ts.notAuthorized = time.Time{}
+}
+
+// markLate notes what waits for its ack while events begin to flow.
+func (ts *topics) markLate() {
+	for _, t := range ts.byName {
+		t.late = t.phase == topicPending
+	}
 }
 
 // deadline is when the next timer is due; zero: there is none.
@@ -173,7 +181,7 @@ func (s *Session) cancel(t *topic) {
 	case topicAcked:
 		s.topics.unsubscribe = append(s.topics.unsubscribe, t.name)
 	}
-	t.phase = topicOff
+	t.phase, t.late = topicOff, false
 	s.solved(t)
 }
 
@@ -199,6 +207,8 @@ func (s *Session) acked(name string) {
 		return
 	}
 	t.phase = topicAcked
+	s.lateAcked = s.lateAcked || t.late
+	t.late = false
 	s.solved(t)
 	if t == t.kind.wildcard {
 		for _, exact := range t.kind.exact {
