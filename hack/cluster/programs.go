@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -47,6 +48,9 @@ func (c *Cluster) addProgram(ctx, run context.Context, g program) error {
 		p.command = func(ctx context.Context) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, filepath.Join(c.options.Binaries, g.kind), append(g.command, args...)...) //nolint:gosec // our own binaries
 			cmd.Env = environment()
+			// Ctrl-C in a terminal goes to the whole process group: the parts are
+			// stopped by us, in order.
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			return cmd
 		}
 	} else {

@@ -1,5 +1,6 @@
 // Package config reads a program's options from its flags and its RELAY_*
 // environment, by kong's struct tags. It starts no goroutine and keeps nothing.
+// A variable that is set to nothing counts as not set.
 //
 // A RELAY_* name that no program of ours knows is a mistake that would otherwise
 // go unnoticed, so it stops the start-up. The known names are those of the
@@ -75,9 +76,15 @@ func (p parser) parse(args []string, grammar any) (*kong.Context, error) {
 	if err != nil {
 		return nil, err
 	}
+	own := variables(k.Model.Node)
+	for _, name := range own {
+		if value, set := os.LookupEnv(name); set && value == "" {
+			_ = os.Unsetenv(name) // a template with nothing to fill in is no value
+		}
+	}
 	ctx, err := k.Parse(args)
 	// A misspelt variable is the cause, a missing flag its effect: tell of both.
-	err = errors.Join(checkEnvironment(os.Environ(), variables(k.Model.Node)), err)
+	err = errors.Join(checkEnvironment(os.Environ(), own), err)
 	if err != nil {
 		return nil, &UsageError{Program: p.program, Err: err}
 	}

@@ -161,6 +161,19 @@ func TestParseCommands(t *testing.T) {
 	}
 }
 
+func TestEmptyVariableIsNotSet(t *testing.T) {
+	t.Setenv("RELAY_LOG_LEVEL", "")
+	t.Setenv("RELAY_GRACE", "")
+	t.Setenv("RELAY_REDIS_ADDRESS", "r:1")
+	var o testOptions
+	if err := Parse("relay-test", "", nil, &o); err != nil {
+		t.Fatal(err)
+	}
+	if o.LogLevel != "info" || o.Grace != 5*time.Second {
+		t.Errorf("%+v, want the defaults", o)
+	}
+}
+
 func TestGrammarWithReservedNames(t *testing.T) {
 	for _, grammar := range []any{
 		&struct{ RedisPort int }{},

@@ -166,13 +166,17 @@ func (s *Store) Ping(ctx context.Context) error {
 // BindPepper implements store.Store.
 func (s *Store) BindPepper(ctx context.Context, fingerprint store.Digest) error {
 	var stored []byte
-	err := s.inTx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO pepper (one, fingerprint) VALUES (1, ?) ON CONFLICT DO NOTHING`, fingerprint[:])
-		if err != nil {
-			return err
-		}
-		return tx.QueryRowContext(ctx, `SELECT fingerprint FROM pepper`).Scan(&stored)
-	})
+	// Reading first: a service that starts must not wait for a long write.
+	err := s.db.QueryRowContext(ctx, `SELECT fingerprint FROM pepper`).Scan(&stored)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = s.inTx(ctx, func(tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, `INSERT INTO pepper (one, fingerprint) VALUES (1, ?) ON CONFLICT DO NOTHING`, fingerprint[:])
+			if err != nil {
+				return err
+			}
+			return tx.QueryRowContext(ctx, `SELECT fingerprint FROM pepper`).Scan(&stored)
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("bind pepper: %w", err)
 	}
