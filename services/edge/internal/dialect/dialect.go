@@ -108,7 +108,7 @@ type Dialect interface {
 	// once per event and shard; the result is shared by all clients.
 	Encode(event []byte) []byte
 	// Bye tells how a socket ends for a reason. It panics for OK, for reasons
-	// that refuse before the upgrade, and for ClientClosed, which has no words of
-	// ours: the client's own code is echoed.
+	// that only refuse before the upgrade, and for ClientClosed, which has no
+	// words of ours: the client's own code is echoed.
 	Bye(r Reason) Bye
 }

@@ -19,8 +19,11 @@ const (
 	OriginForbidden
 	HandshakeRate
 	FailureRate
-	PodFull
 	PodDraining
+
+	// Refused before the upgrade, or after it where others took the last places
+	// meanwhile.
+	PodFull
 
 	// Refused after the upgrade: the credential.
 	CredentialMissing
@@ -73,8 +76,8 @@ var reasonNames = [reasonEnd]string{
 	OriginForbidden:     "origin_forbidden",
 	HandshakeRate:       "handshake_rate",
 	FailureRate:         "failure_rate",
-	PodFull:             "pod_full",
 	PodDraining:         "pod_draining",
+	PodFull:             "pod_full",
 	CredentialMissing:   "credential_missing",
 	CredentialTimeout:   "credential_timeout",
 	CredentialInvalid:   "credential_invalid",

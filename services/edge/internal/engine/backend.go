@@ -49,18 +49,19 @@ type authenticated struct {
 	reason    dialect.Reason
 }
 
-// judge tells of a client whose credential was refused, be it the first one or
-// one sent later on an accepted socket.
-func (c *connection) judge(r dialect.Reason) {
+// charge counts a refusal towards what the client's address may fail. What the
+// client can do nothing about does not count, nor an accepted key that expires.
+func (c *connection) charge(r dialect.Reason) {
 	switch r {
-	case dialect.CredentialInvalid, dialect.CredentialConflict, dialect.ProductMismatch, dialect.PlanTooLow:
+	case dialect.CredentialMissing, dialect.CredentialTimeout, dialect.CredentialInvalid, dialect.CredentialConflict,
+		dialect.ProductMismatch, dialect.PlanTooLow, dialect.MarketUnsupported, dialect.StreamNotConfigured:
 		c.shard.engine.refused(c.client)
 	}
 }
 
-// call runs a call of the backend for a connection, when its turn comes, and
-// posts the answer.
-func (e *Engine) call(c *connection, wait time.Duration, run func(ctx context.Context, turn bool) input) {
+// call runs a call of the backend for a connection, when its turn among those
+// of its kind comes, and posts the answer.
+func (e *Engine) call(c *connection, turns chan struct{}, wait time.Duration, run func(ctx context.Context, turn bool) input) {
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	c.cancel = cancel
 	clients, r := c.shard.clients, c.ref
@@ -70,9 +71,9 @@ func (e *Engine) call(c *connection, wait time.Duration, run func(ctx context.Co
 		defer cancel()
 		var in input
 		select {
-		case e.handshakes <- struct{}{}:
+		case turns <- struct{}{}:
 			in = run(ctx, true)
-			<-e.handshakes
+			<-turns
 		case <-ctx.Done():
 			in = run(ctx, false)
 		}
@@ -84,7 +85,7 @@ func (e *Engine) call(c *connection, wait time.Duration, run func(ctx context.Co
 }
 
 func (e *Engine) authenticate(c *connection, market string, credential secret.Secret) {
-	e.call(c, authenticateWait, func(ctx context.Context, turn bool) input {
+	e.call(c, e.authentications, authenticateWait, func(ctx context.Context, turn bool) input {
 		answer := &authenticated{reason: dialect.AuthUnavailable}
 		if turn {
 			answer.principal, answer.reason = e.backend.Authenticate(ctx, market, credential)
@@ -96,7 +97,7 @@ func (e *Engine) authenticate(c *connection, market string, credential secret.Se
 func (e *Engine) acquire(c *connection, p principal.Principal) {
 	clients, r := c.shard.clients, c.ref
 	lost := func(reason dialect.Reason) { clients.force(input{kind: inputLost, ref: r, reason: reason}) }
-	e.call(c, acquireWait, func(ctx context.Context, turn bool) input {
+	e.call(c, e.acquisitions, acquireWait, func(ctx context.Context, turn bool) input {
 		if !turn {
 			return input{kind: inputAcquired, reason: dialect.LockUnavailable}
 		}

@@ -159,7 +159,6 @@ func (c *connection) Send(message []byte) {
 	c.shard.joinPending(slot)
 	c.reserve(frame.HeaderSize(len(message)) + len(message))
 	c.out.data = frame.AppendText(c.out.data, message)
-	c.out.events = false
 	c.shard.stats.frames.Add(1)
 }
 
@@ -167,6 +166,9 @@ func (c *connection) Send(message []byte) {
 func (c *connection) Authenticate(market string, credential secret.Secret) {
 	c.shard.engine.authenticate(c, market, credential)
 }
+
+// Refused implements session.Host.
+func (c *connection) Refused(r dialect.Reason) { c.charge(r) }
 
 // Acquire implements session.Host.
 func (c *connection) Acquire(p principal.Principal) {
@@ -289,6 +291,7 @@ func (c *connection) Close(code uint16, text string, r dialect.Reason) {
 	c.closed = true
 	s.timers.remove(c)
 	c.answered()
+	c.charge(r)
 	s.stats.closes[r].Add(1)
 	s.engine.metrics.closed(s.now.Sub(c.opened))
 }

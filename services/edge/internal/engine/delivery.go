@@ -145,6 +145,7 @@ func (c *connection) join(events []int32, size int) {
 		return
 	}
 	c.reserve(frame.HeaderSize(size) + size)
+	onlyEvents := c.out.events == len(c.out.data)
 	b := frame.AppendTextHeader(c.out.data, size)
 	b = append(b, e.prefix...)
 	for i, index := range events {
@@ -155,6 +156,9 @@ func (c *connection) join(events []int32, size int) {
 	}
 	b = append(b, e.suffix...)
 	c.out.data = b
+	if onlyEvents {
+		c.out.events = len(b)
+	}
 	s.stats.frames.Add(1)
 	s.stats.events.Add(uint64(len(events)))
 }
@@ -170,7 +174,7 @@ func (c *connection) reserve(n int) {
 		c.out = getBuffer(n)
 	default:
 		larger := getBuffer(len(c.out.data) + n)
-		larger.data, larger.events = append(larger.data, c.out.data...), c.out.events
+		larger.add(c.out)
 		c.out.release()
 		c.out = larger
 	}

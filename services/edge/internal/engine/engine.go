@@ -59,15 +59,15 @@ type Config struct {
 	Backend Backend
 	Meter   metric.Meter
 	Logger  *slog.Logger
-	// Refused is told the address of each client whose credential was refused;
-	// nil: nobody is. It does not block.
+	// Refused is told the address of each client that was refused for its
+	// credential or for what it asked for; nil: nobody is. It does not block.
 	Refused func(client netip.Addr)
 
 	Shards         int           // 0: GOMAXPROCS
 	MaxConnections int           // of the whole edge; required
-	MaxHandshakes  int           // calls of the backend at a time
+	MaxHandshakes  int           // calls of the backend at a time, of each kind
 	QueueBytes     int           // of one connection's send queue
-	WriteTimeout   time.Duration // of one write to a client
+	WriteTimeout   time.Duration // for a client that takes nothing
 	UpstreamGrace  time.Duration // a market down for longer ends its sockets; 0: never
 }
 
@@ -82,9 +82,13 @@ type Engine struct {
 	queueBytes   int
 	writeTimeout time.Duration
 	grace        time.Duration
-	handshakes   chan struct{} // a token per call of the backend
 	refused      func(client netip.Addr)
 	metrics      *metrics
+
+	// A token per call of the backend. Each kind has its own, so that one that
+	// hangs does not hold up the other.
+	authentications chan struct{}
+	acquisitions    chan struct{}
 
 	draining    atomic.Bool
 	connections atomic.Int64
@@ -127,9 +131,11 @@ func New(c Config) (*Engine, error) {
 		queueBytes:   c.QueueBytes,
 		writeTimeout: c.WriteTimeout,
 		grace:        c.UpstreamGrace,
-		handshakes:   make(chan struct{}, c.MaxHandshakes),
-		empty:        make(chan struct{}, 1),
 		refused:      c.Refused,
+		empty:        make(chan struct{}, 1),
+
+		authentications: make(chan struct{}, c.MaxHandshakes),
+		acquisitions:    make(chan struct{}, c.MaxHandshakes),
 	}
 	if e.refused == nil {
 		e.refused = func(netip.Addr) {}

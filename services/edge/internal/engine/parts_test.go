@@ -2,7 +2,10 @@ package engine
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"net"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +22,10 @@ import (
 
 func textBuffer(text string, events bool) *buffer {
 	b := getBuffer(len(text) + 16)
-	b.data, b.events = frame.AppendText(b.data, []byte(text)), events
+	b.data = frame.AppendText(b.data, []byte(text))
+	if events {
+		b.events = len(b.data)
+	}
 	return b
 }
 
@@ -50,7 +56,7 @@ func TestControlFramesDoNotWaitBehindData(t *testing.T) {
 		st.send(textBuffer("d", true))
 		st.send(textBuffer("e", false))
 		st.close(frame.AppendClose(nil, 1000, "bye"))
-		p.expect("b", "c", "e", "close 1000 bye", "eof")
+		p.expect("b", "c", "e", "close 1000 bye", "eof") // "d" is dropped, though it waits together with "e"
 		synctest.Wait()
 		if got := reports(s); len(got) != 1 || got[0].kind != inputDone || got[0].ref != (ref{3, 4}) {
 			t.Errorf("reports %+v", got)
@@ -93,6 +99,135 @@ func TestQueueIsBoundedAndAStuckWriteIsReported(t *testing.T) {
 			t.Errorf("reports %+v", got)
 		}
 	})
+}
+
+// TestMemoryOfTheQueueIsBounded fills the queue of a client that takes nothing
+// with messages of one size and another in turn.
+func TestMemoryOfTheQueueIsBounded(t *testing.T) {
+	t.Parallel()
+	for name, sizes := range map[string][2]int{
+		"replies and events": {20, 100},
+		"just too large":     {10, largeBuffer - 10},
+		"half a buffer":      {largeBuffer/2 + 1, largeBuffer/2 + 1},
+		"a third":            {largeBuffer/3 + 1, largeBuffer/3 + 1},
+		"half a large one":   {maxFrame/2 + 1<<10, maxFrame/2 + 1<<10},
+		"all sizes":          {1, maxFrame},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newBench(t, nil).shard
+			near, far := net.Pipe()
+			st := newStream(s, near, nil, 1000)
+			st.start(ref{0, 0})
+			st.send(textBuffer("in flight", true))
+			synctest.Wait()
+			sent := 0
+			for b := textBuffer(strings.Repeat("x", sizes[0]), true); st.send(b); {
+				sent++
+				b = textBuffer(strings.Repeat("x", sizes[sent%2]), sent%2 == 0)
+			}
+			if least := (DefaultQueueBytes - maxFrame - 100) / (sizes[0] + sizes[1]) * 2; sent < least {
+				t.Errorf("%s: %d messages taken, want at least %d", name, sent, least)
+			}
+			st.mu.Lock()
+			held, buffers := 0, len(st.queue)
+			for _, b := range st.queue {
+				held += cap(b.data)
+			}
+			st.mu.Unlock()
+			if most := DefaultQueueBytes + DefaultQueueBytes/7 + frameBuffer; held > most {
+				t.Errorf("%s: %d bytes of memory held, at most %d", name, held, most)
+			}
+			if most := 2*DefaultQueueBytes/largeBuffer + 2; buffers > most {
+				t.Errorf("%s: %d buffers, at most %d", name, buffers, most)
+			}
+			st.close(nil)
+			_ = far.Close()
+			synctest.Wait()
+			if n := s.stats.queued.Load(); n != 0 {
+				t.Errorf("%s: %d bytes counted as queued in the end", name, n)
+			}
+		})
+	}
+}
+
+func TestClientThatTakesLittleButSteadilyIsNotCut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newBench(t, nil).shard
+		near, far := net.Pipe()
+		st := newStream(s, near, nil, 1000)
+		st.start(ref{0, 0})
+		defer func() {
+			st.close(nil)
+			_ = far.Close()
+		}()
+		begin := time.Now()
+		b := textBuffer(strings.Repeat("x", maxFrame), true)
+		left := len(b.data)
+		st.send(b)
+		for buf := make([]byte, 1<<10); left > 0; time.Sleep(time.Second) {
+			_ = far.SetReadDeadline(time.Now().Add(time.Second))
+			n, err := far.Read(buf)
+			if err != nil {
+				t.Fatalf("cut with %d bytes to go, after %v: %v", left, time.Since(begin), err)
+			}
+			left -= n
+		}
+		if took := time.Since(begin); took < 2*DefaultWriteTimeout {
+			t.Fatalf("it took %v only", took)
+		}
+		if got := reports(s); len(got) != 0 {
+			t.Errorf("reports %+v", got)
+		}
+	})
+}
+
+// TestStalledTLSClientDelaysTheCloseNoMoreThanAnother ends connections whose
+// clients take nothing, not even the alert that ends TLS.
+func TestStalledTLSClientDelaysTheCloseNoMoreThanAnother(t *testing.T) {
+	t.Parallel()
+	certificate := newCertificate(t)
+	for name, row := range map[string]struct {
+		send  bool
+		limit time.Duration
+	}{
+		"with a write in flight": {true, closeWait},
+		"with nothing to write":  {false, closeWait + lingerWait},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newBench(t, nil).shard
+			near, far := net.Pipe()
+			defer func() { _ = far.Close() }()
+			server := tls.Server(near, &tls.Config{Certificates: []tls.Certificate{certificate}, SessionTicketsDisabled: true})
+			shaken := make(chan error, 1)
+			go func() { shaken <- tls.Client(far, &tls.Config{InsecureSkipVerify: true}).Handshake() }()
+			if err := errors.Join(server.Handshake(), <-shaken); err != nil {
+				t.Fatal(err)
+			}
+			st := newStream(s, server, nil, 1000)
+			st.start(ref{0, 0})
+			if row.send {
+				st.send(textBuffer("stuck", false))
+				synctest.Wait()
+			}
+			begin := time.Now()
+			st.close(nil)
+			<-s.wake
+			if took := time.Since(begin); took > row.limit {
+				t.Errorf("%s: closed after %v, want at most %v", name, took, row.limit)
+			}
+			if got := reports(s); len(got) != 1 || got[0].kind != inputDone {
+				t.Errorf("%s: reports %+v", name, got)
+			}
+		})
+	}
+}
+
+func newCertificate(t *testing.T) tls.Certificate {
+	t.Helper()
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	return server.TLS.Certificates[0]
 }
 
 func TestClosingTakesASecondAtMostWithAStuckClient(t *testing.T) {

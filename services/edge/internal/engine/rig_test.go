@@ -28,7 +28,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // plain is a dialect with words that are easy to compare. Commands are
-// "sub A B", "unsub A"; everything else is malformed.
+// "sub A B", "unsub A", "key K"; everything else is malformed.
 type plain struct {
 	policy dialect.Policy
 	hold   time.Duration
@@ -59,6 +59,9 @@ func (d *plain) Decode(_ string, message []byte, c *dialect.Command) {
 		c.Op = dialect.OpSubscribe
 	case len(words) > 0 && words[0] == "unsub":
 		c.Op = dialect.OpUnsubscribe
+	case len(words) > 0 && words[0] == "key":
+		c.Op, c.Credential = dialect.OpSignin, secret.New(strings.Join(words[1:], " "))
+		return
 	default:
 		c.Op, c.Malformed, c.Reply = dialect.OpNone, true, []byte("what?")
 		return

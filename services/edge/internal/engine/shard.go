@@ -210,7 +210,6 @@ func (s *shard) takeClient(in *input, payload []byte) {
 	case inputAuthenticated:
 		a := in.body.(*authenticated)
 		c.answered()
-		c.judge(a.reason)
 		c.session.Authenticated(s.now, a.principal, a.reason)
 	case inputAcquired:
 		lock, _ := in.body.(release)
@@ -257,7 +256,6 @@ func (s *shard) attach(a *attachment) {
 	s.live++
 	s.stats.connections[c.label].Add(1)
 	a.transport.start(c.ref)
-	c.judge(a.opening.Refuse)
 	c.session.Start(s.now)
 	if s.draining {
 		c.session.End(s.now, dialect.Draining)

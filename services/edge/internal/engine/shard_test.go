@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -97,12 +98,21 @@ func (b *bench) round() {
 	}
 }
 
-func (b *bench) connect(topics ...string) *recorder {
+// open connects a client with an opening of its own.
+func (b *bench) open(o dialect.Opening) *recorder {
 	b.t.Helper()
 	r := &recorder{shard: b.shard}
 	b.shard.engine.connections.Add(1)
-	b.shard.clients.force(input{kind: inputAttach, body: &attachment{transport: r, dialect: b.dialect, opening: opening()}})
+	b.shard.clients.force(input{kind: inputAttach, body: &attachment{
+		transport: r, dialect: b.dialect, opening: o, client: netip.MustParseAddr("192.0.2.1"),
+	}})
 	b.round()
+	return r
+}
+
+func (b *bench) connect(topics ...string) *recorder {
+	b.t.Helper()
+	r := b.open(opening())
 	if len(topics) > 0 {
 		b.say(r, "sub "+strings.Join(topics, " "))
 		b.round()
@@ -396,6 +406,7 @@ func TestSubscriptionsFollowAModel(t *testing.T) {
 				for _, c := range clients {
 					if c != nil {
 						c.take()
+						b.shard.clients.post(input{kind: inputPong, ref: c.ref}, nil) // the client stays alive
 						for topic := range c.topics {
 							held[topic] = true
 						}

@@ -20,10 +20,7 @@ const (
 // tune sets the options of a client's socket. A connection without one, or
 // that has broken already, stays as it is: it will fail by itself.
 func tune(conn net.Conn) {
-	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
-		conn = wrapped.NetConn()
-	}
-	tcp, ok := conn.(*net.TCPConn)
+	tcp, ok := innermost(conn).(*net.TCPConn)
 	if !ok {
 		return
 	}

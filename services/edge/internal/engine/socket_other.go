@@ -6,10 +6,7 @@ import "net"
 
 // tune sets the options of a client's socket.
 func tune(conn net.Conn) {
-	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
-		conn = wrapped.NetConn()
-	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
+	if tcp, ok := innermost(conn).(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true)
 	}
 }

@@ -19,6 +19,10 @@ const (
 	// frame (RFC 9112 §9.6).
 	closeWait  = time.Second
 	lingerWait = 500 * time.Millisecond
+	// writePiece is what a client under TLS has to take within the write timeout,
+	// as TLS cannot go on after a write that timed out half-way. Without TLS any
+	// byte will do.
+	writePiece = 32 << 10
 	// readBuffer is what a connection holds while it waits for its client.
 	readBuffer = 512
 )
@@ -52,7 +56,8 @@ type stream struct {
 	pongBody []byte
 	final    []byte // the close frame
 	closing  bool
-	broken   bool // nothing can be written any more
+	timeUp   *time.Timer // since closing: cuts the connection
+	broken   bool        // nothing can be written any more
 }
 
 func newStream(s *shard, conn net.Conn, early []byte, maxMessage int) *stream {
@@ -78,8 +83,9 @@ func (t *stream) start(r ref) {
 	lifecycle.Go("engine writer", t.write)
 }
 
-// send implements transport. Behind a backlog short frames are gathered in
-// larger buffers, so that a slow client costs fewer, fuller writes.
+// send implements transport. Behind a backlog frames are gathered in larger
+// buffers, so that a slow client costs fewer, fuller writes, and little more
+// memory than the bytes that count towards the limit.
 func (t *stream) send(b *buffer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -94,16 +100,20 @@ func (t *stream) send(b *buffer) bool {
 	}
 	t.queued += n
 	t.stats.queued.Add(int64(n))
-	if last := len(t.queue) - 1; last >= 0 && n < largeBuffer/2 {
+	if last := len(t.queue) - 1; last >= 0 {
 		tail := t.queue[last]
-		if tail.events != b.events || len(tail.data)+n > cap(tail.data) {
-			tail = getBuffer(largeBuffer)
-			tail.events = b.events
-			t.queue = append(t.queue, tail)
+		if len(tail.data)+n <= cap(tail.data) {
+			tail.add(b)
+			b.release()
+			return true
 		}
-		tail.data = append(tail.data, b.data...)
-		b.release()
-		return true
+		t.queue[last] = tail.sealed()
+		if n < largeBuffer/2 {
+			roomy := getBuffer(largeBuffer)
+			roomy.add(b)
+			b.release()
+			b = roomy
+		}
 	}
 	t.queue = append(t.queue, b)
 	t.work.Signal()
@@ -131,28 +141,46 @@ func (t *stream) pong(payload []byte) {
 func (t *stream) discard() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.discardLocked(func(*buffer) bool { return true })
+	t.discardLocked()
 }
 
-// discardLocked drops the queued buffers that match.
-func (t *stream) discardLocked(match func(*buffer) bool) {
-	kept := t.queue[:0]
+// discardLocked drops everything queued.
+func (t *stream) discardLocked() {
 	for _, b := range t.queue {
-		if !match(b) {
-			kept = append(kept, b)
-			continue
-		}
 		t.stats.discarded.Add(uint64(len(b.data)))
 		t.releaseLocked(b)
+	}
+	clear(t.queue)
+	t.queue = t.queue[:0]
+}
+
+// discardEventsLocked drops the queued events, except those behind another
+// message in one buffer.
+func (t *stream) discardEventsLocked() {
+	kept := t.queue[:0]
+	for _, b := range t.queue {
+		t.stats.discarded.Add(uint64(b.events))
+		if b.events == len(b.data) {
+			t.releaseLocked(b)
+			continue
+		}
+		t.unqueueLocked(b.events)
+		b.data = append(b.data[:0], b.data[b.events:]...)
+		b.events = 0
+		kept = append(kept, b)
 	}
 	clear(t.queue[len(kept):])
 	t.queue = kept
 }
 
 func (t *stream) releaseLocked(b *buffer) {
-	t.queued -= len(b.data)
-	t.stats.queued.Add(-int64(len(b.data)))
+	t.unqueueLocked(len(b.data))
 	b.release()
+}
+
+func (t *stream) unqueueLocked(n int) {
+	t.queued -= n
+	t.stats.queued.Add(-int64(n))
 }
 
 // close implements transport.
@@ -161,11 +189,16 @@ func (t *stream) close(final []byte) {
 	defer t.mu.Unlock()
 	t.final = final
 	t.closing = true
-	t.discardLocked(func(b *buffer) bool { return b.events })
+	t.discardEventsLocked()
 	_ = t.conn.SetWriteDeadline(time.Now().Add(closeWait)) // a broken socket ends the write by itself
+	t.timeUp = time.AfterFunc(closeWait+lingerWait, t.cut)
 	close(t.closes)
 	t.work.Signal()
 }
+
+// cut closes the socket under TLS: closing TLS first sends an alert and gives it
+// 5 s, whatever deadline was set.
+func (t *stream) cut() { _ = innermost(t.conn).Close() }
 
 // read is the reader's goroutine: it hands over what the client says until the
 // connection closes, and then drops what still comes.
@@ -268,8 +301,7 @@ func (t *stream) write() {
 	for {
 		data, b, last := t.nextWrite(small[:0])
 		if data != nil {
-			_, err := t.conn.Write(data)
-			t.wrote(len(data), b, err)
+			t.wrote(b, t.push(data))
 		}
 		if last {
 			break
@@ -279,7 +311,8 @@ func (t *stream) write() {
 	<-t.readerDone
 	_ = t.conn.Close() // nothing can be done about it, and nothing is lost
 	t.mu.Lock()
-	t.discardLocked(func(*buffer) bool { return true })
+	t.timeUp.Stop()
+	t.discardLocked()
 	t.mu.Unlock()
 	t.inbox.force(input{kind: inputDone, ref: t.ref})
 }
@@ -295,7 +328,7 @@ func (t *stream) nextWrite(small []byte) (data []byte, b *buffer, last bool) {
 			return nil, nil, true
 		case t.broken:
 			t.wantPing, t.wantPong = false, false
-			t.discardLocked(func(*buffer) bool { return true })
+			t.discardLocked()
 		case t.wantPong || t.wantPing:
 			if t.wantPong {
 				small = frame.AppendPong(small, t.pongBody)
@@ -304,14 +337,12 @@ func (t *stream) nextWrite(small []byte) (data []byte, b *buffer, last bool) {
 				small = frame.AppendPing(small)
 			}
 			t.wantPong, t.wantPing = false, false
-			t.limitWriteLocked()
 			return small, nil, false
 		case len(t.queue) > 0:
 			b = t.queue[0]
 			copy(t.queue, t.queue[1:])
 			t.queue[len(t.queue)-1] = nil
 			t.queue = t.queue[:len(t.queue)-1]
-			t.limitWriteLocked()
 			return b.data, b, false
 		case t.closing:
 			return t.final, nil, true
@@ -320,17 +351,35 @@ func (t *stream) nextWrite(small []byte) (data []byte, b *buffer, last bool) {
 	}
 }
 
-// limitWriteLocked gives the next write its time; a connection that closes has
-// one for all that is left.
-func (t *stream) limitWriteLocked() {
+// push writes whole frames. The client has its time anew for each piece, and
+// again when it took some of it: only one that takes nothing is broken off.
+// Whether a client is too slow is for the bytes that wait to decide.
+func (t *stream) push(data []byte) error {
+	for len(data) > 0 {
+		t.limitWrite()
+		n, err := t.conn.Write(data[:min(len(data), writePiece)])
+		t.stats.writes.Add(1)
+		t.stats.sentBytes.Add(uint64(n))
+		data = data[n:]
+		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// limitWrite gives the next write its time; a connection that closes has one
+// for all that is left.
+func (t *stream) limitWrite() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if !t.closing {
 		_ = t.conn.SetWriteDeadline(time.Now().Add(t.writeTimeout)) // a broken socket ends the write by itself
 	}
 }
 
-// wrote accounts for a write and reports the first one that failed.
-func (t *stream) wrote(n int, b *buffer, err error) {
-	t.stats.writes.Add(1)
+// wrote gives back what was written and reports the first failure.
+func (t *stream) wrote(b *buffer, err error) {
 	t.mu.Lock()
 	if b != nil {
 		t.releaseLocked(b)
@@ -339,8 +388,6 @@ func (t *stream) wrote(n int, b *buffer, err error) {
 	t.broken = t.broken || err != nil
 	t.mu.Unlock()
 	switch {
-	case err == nil:
-		t.stats.sentBytes.Add(uint64(n))
 	case report && errors.Is(err, os.ErrDeadlineExceeded):
 		t.inbox.force(input{kind: inputBroken, ref: t.ref, reason: dialect.SlowConsumer})
 	case report:
@@ -354,9 +401,9 @@ func (t *stream) linger() {
 	t.mu.Lock()
 	broken := t.broken
 	t.mu.Unlock()
-	wait := lingerWait
 	if half, ok := t.conn.(interface{ CloseWrite() error }); broken || !ok || half.CloseWrite() != nil {
-		wait = 0
+		t.cut()
+		return
 	}
-	_ = t.conn.SetReadDeadline(time.Now().Add(wait)) // a broken socket ends the read by itself
+	_ = t.conn.SetReadDeadline(time.Now().Add(lingerWait)) // a broken socket ends the read by itself
 }

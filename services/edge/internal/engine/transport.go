@@ -1,8 +1,6 @@
 package engine
 
-import (
-	"sync"
-)
+import "sync"
 
 // transport carries the bytes of one connection. The shard calls it; no call
 // blocks. It reports through the shard's inbox: messages, control frames, a
@@ -20,15 +18,36 @@ type transport interface {
 	pong(payload []byte)
 	// discard drops everything queued but a write in flight.
 	discard()
-	// close ends the connection: queued frames that carry events alone are
-	// dropped, the others sent, then the close frame (nil: none).
+	// close ends the connection: queued events are dropped, except behind another
+	// message in one buffer, the rest is sent, then the close frame (nil: none).
 	close(frame []byte)
 }
 
 // buffer is a number of whole frames on their way to one connection.
 type buffer struct {
 	data   []byte
-	events bool // nothing but events: may be dropped when the connection closes
+	events int // bytes at the front that are events alone: dropped when the connection closes
+}
+
+// add copies the frames of another buffer behind those it has.
+func (b *buffer) add(other *buffer) {
+	if b.events == len(b.data) {
+		b.events += other.events
+	}
+	b.data = append(b.data, other.data...)
+}
+
+// sealed returns a buffer that nothing is added to any more: without the room
+// behind its frames, where that is worth a copy.
+func (b *buffer) sealed() *buffer {
+	n, size := len(b.data), cap(b.data)
+	if size < largeBuffer || size-n <= size/8 {
+		return b
+	}
+	exact := &buffer{data: make([]byte, 0, n)}
+	exact.add(b)
+	b.release()
+	return exact
 }
 
 // Buffers come in sizes, so that a short frame in a slow queue does not hold
@@ -53,9 +72,9 @@ func getBuffer(n int) *buffer {
 		if b, ok := bufferPools[i].Get().(*buffer); ok {
 			return b
 		}
-		return &buffer{data: make([]byte, 0, size), events: true}
+		return &buffer{data: make([]byte, 0, size)}
 	}
-	return &buffer{data: make([]byte, 0, n), events: true}
+	return &buffer{data: make([]byte, 0, n)}
 }
 
 // release gives a buffer back to its pool. One of an odd size is left to the
@@ -63,7 +82,7 @@ func getBuffer(n int) *buffer {
 func (b *buffer) release() {
 	for i, size := range bufferSizes {
 		if cap(b.data) == size {
-			b.data, b.events = b.data[:0], true
+			b.data, b.events = b.data[:0], 0
 			bufferPools[i].Put(b)
 			return
 		}

@@ -58,10 +58,10 @@ type Engine interface {
 	// Full reports whether there is no place for another socket.
 	Full() bool
 	// Attach takes over a socket. The 101 has been written, no deadline is set,
-	// nothing else refers to conn: it is a *net.TCPConn, or a *tls.Conn. early is
-	// what the client sent after its handshake and has been read already, client
-	// its address, for Front.Failed. It reports false when it takes no more
-	// sockets; conn is then the caller's still.
+	// nothing else refers to conn: it is a *net.TCPConn, or a *tls.Conn whose
+	// NetConn leads to one. early is what the client sent after its handshake and
+	// has been read already, client its address, for Front.Failed. It reports false
+	// when it takes no more sockets; conn is then the caller's still.
 	Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialect.Opening, client netip.Addr) bool
 }
 
@@ -214,8 +214,8 @@ func (f *Front) stop(ctx context.Context) {
 // SetDraining makes all handshakes be refused with 503 (true) or not.
 func (f *Front) SetDraining(on bool) { f.draining.Store(on) }
 
-// Failed counts a failure of a client: a credential that was refused after the
-// upgrade. Too many of them make its handshakes be refused with 429.
+// Failed counts a failure of a client: a refusal after the upgrade, of its
+// credential or of what it asked for. Too many of them make its handshakes be refused with 429.
 func (f *Front) Failed(client netip.Addr) { f.failures.take(client, time.Now()) }
 
 // opening is the number of connections that are being opened.

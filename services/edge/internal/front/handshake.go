@@ -2,6 +2,7 @@ package front
 
 import (
 	"bytes"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,14 +15,15 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
 	"github.com/cutemarkets/relay/services/edge/internal/front/envelope"
 )
 
 const (
-	// lingerTimeout is how long the body of a refused request is read, so that
-	// the kernel does not take the answer back with a reset.
+	// lingerTimeout is how long the rest of what a refused client sends is read, so
+	// that the kernel does not take the answer back with a reset.
 	lingerTimeout = 500 * time.Millisecond
-	// goodbyeTimeout bounds the writing of the close frame of a socket that the
+	// goodbyeTimeout bounds the writing of the last words to a socket that the
 	// engine did not take.
 	goodbyeTimeout = time.Second
 )
@@ -84,8 +86,8 @@ func checkRequest(r *http.Request, to kind) *refusal {
 }
 
 // handshake answers a request for a stream and returns the result. After the 101
-// the engine can still be stopped, or full by handshakes that went on at the same
-// time: the socket is then closed as in a drain.
+// the engine can still drain, or be full by handshakes that went on at the same
+// time: the client is then told which.
 func (f *Front) handshake(w http.ResponseWriter, r *http.Request) dialect.Reason {
 	client := f.client(r)
 	if no := f.admit(r, client, time.Now()); no != nil {
@@ -98,8 +100,12 @@ func (f *Front) handshake(w http.ResponseWriter, r *http.Request) dialect.Reason
 		return dialect.ClientGone
 	}
 	if !f.deps.Engine.Attach(conn, early, f.deps.Dialect, opening, client) {
-		sayGoodbye(conn, f.deps.Dialect.Bye(dialect.Draining))
-		return dialect.Draining
+		reason := dialect.PodFull
+		if f.draining.Load() {
+			reason = dialect.Draining
+		}
+		sayGoodbye(conn, f.deps.Dialect.Greeting(), f.deps.Dialect.Bye(reason))
+		return reason
 	}
 	return dialect.OK
 }
@@ -176,12 +182,26 @@ var (
 	tokenUpgrade   = []string{"Upgrade"}
 )
 
-// sayGoodbye closes a socket that nobody owns.
-func sayGoodbye(conn net.Conn, bye dialect.Bye) {
-	_ = conn.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
-	body := ws.NewCloseFrameBody(ws.StatusCode(bye.Code), bye.Text)
-	if frame, err := ws.CompileFrame(ws.NewCloseFrame(body)); err == nil {
-		_, _ = conn.Write(frame)
+// sayGoodbye closes a socket that nobody owns with the frames it would have got
+// from the engine. What the client has sent is read for a moment: closing with
+// unread input would make the kernel reset the connection and drop the frames.
+func sayGoodbye(conn net.Conn, greeting []byte, bye dialect.Bye) {
+	defer conn.Close()
+	var words []byte
+	if len(greeting) > 0 {
+		words = frame.AppendText(words, greeting)
 	}
-	_ = conn.Close()
+	for _, message := range bye.Frames {
+		words = frame.AppendText(words, message)
+	}
+	words = frame.AppendClose(words, bye.Code, bye.Text)
+	_ = conn.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
+	if _, err := conn.Write(words); err != nil {
+		return
+	}
+	if half, ok := conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+		return
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(lingerTimeout))
+	_, _ = io.Copy(io.Discard, conn) // ends with the client's side, or the deadline
 }

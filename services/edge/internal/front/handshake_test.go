@@ -10,7 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gobwas/ws"
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
 )
 
 // TestUpgraded sends each good handshake over a socket of its own.
@@ -155,24 +156,81 @@ func TestSlow(t *testing.T) {
 	close(stop)
 }
 
-// TestStoppedEngine offers sockets to an engine that takes no more.
-func TestStoppedEngine(t *testing.T) {
+// TestEngineRefuses offers sockets to an engine that has begun to drain, or is
+// full, since their requests were looked at. The clients send more than anybody
+// reads of them.
+func TestEngineRefuses(t *testing.T) {
 	g := start(t, defaults())
-	g.engine.set(func(e *catcher) { e.stopped = true })
-	for range 3 {
+	for _, row := range []struct {
+		refuses func()
+		code    uint16
+		reason  string
+	}{
+		{func() {}, 1013, "pod_full"},
+		{func() { g.front.SetDraining(true) }, 1012, "draining"},
+	} {
+		g.engine.set(func(e *catcher) { e.refuses = row.refuses })
 		c := g.dial()
-		_, _ = io.WriteString(c, request("/v1/ws/stocks/"))
-		r := bufio.NewReader(c)
-		g.expect101(r)
-		want, err := ws.CompileFrame(ws.NewCloseFrame(ws.NewCloseFrameBody(1012, "draining")))
-		if err != nil {
+		if _, err := io.WriteString(c, request("/v1/ws/stocks/")+strings.Repeat("x", 70000)); err != nil {
 			t.Fatal(err)
 		}
+		r := bufio.NewReader(c)
+		g.expect101(r)
+		var want []byte
+		for _, text := range []string{"hello", "bye", row.reason} {
+			want = frame.AppendText(want, []byte(text))
+		}
+		want = frame.AppendClose(want, row.code, row.reason)
 		if got, err := io.ReadAll(r); err != nil || string(got) != string(want) {
 			t.Errorf("after the 101: %q, error %v; want %q and EOF", got, err, want)
 		}
+		_ = c.Close()
+		g.eventually("counted", func() bool { return g.counts("relay_edge_upgrades")[row.reason] == 1 })
 	}
-	g.eventually("counted", func() bool { return g.counts("relay_edge_upgrades")["draining"] == 3 })
+}
+
+// counted counts what is read of a connection.
+type counted struct {
+	net.Conn
+	read int
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.read += n
+	return n, err
+}
+
+func (c *counted) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() }
+
+// TestGoodbyeIsNotTakenBack holds that nothing of the client is left unread,
+// which would turn the close into a reset.
+func TestGoodbyeIsNotTakenBack(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	sent := strings.Repeat("x", 70000)
+	if _, err := io.WriteString(client, sent); err != nil {
+		t.Fatal(err)
+	}
+	_ = client.(*net.TCPConn).CloseWrite()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &counted{Conn: conn}
+	sayGoodbye(c, nil, dialect.Bye{Code: 1012, Text: "bye"})
+	if c.read != len(sent) {
+		t.Errorf("%d bytes read of %d", c.read, len(sent))
+	}
 }
 
 // TestFull offers a socket to a full engine.

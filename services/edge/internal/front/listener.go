@@ -57,6 +57,10 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// NetConn is the connection of the kernel, whose socket options the engine sets.
+// Under TLS the engine gets a *tls.Conn around this one.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
 // requestTimeoutAnswer is the whole answer to a request that came too slowly.
 func requestTimeoutAnswer() []byte {
 	body := envelope.Error("request_timeout", "The request did not arrive within 5 seconds. Connect again.")

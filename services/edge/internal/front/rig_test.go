@@ -44,8 +44,11 @@ func (plainDialect) Open(r *http.Request) dialect.Opening {
 	return dialect.Opening{Market: r.URL.Path, Credential: secret.New(r.URL.Query().Get("api_key"))}
 }
 
+func (plainDialect) Greeting() []byte { return []byte("hello") }
+
 func (plainDialect) Bye(r dialect.Reason) dialect.Bye {
-	return dialect.Bye{Code: 1012, Text: r.String()}
+	codes := map[dialect.Reason]uint16{dialect.Draining: 1012, dialect.PodFull: 1013}
+	return dialect.Bye{Frames: [][]byte{[]byte("bye"), []byte(r.String())}, Code: codes[r], Text: r.String()}
 }
 
 // socket is what an Attach was called with.
@@ -63,8 +66,8 @@ type catcher struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	full    bool
-	stopped bool
-	panics  any // what Attach panics with
+	refuses func() // what Attach does instead of taking a socket; nil: it takes it
+	panics  any    // what Attach panics with
 }
 
 func (e *catcher) Full() bool {
@@ -81,13 +84,14 @@ func (e *catcher) set(change func(e *catcher)) {
 
 func (e *catcher) Attach(conn net.Conn, early []byte, _ dialect.Dialect, o dialect.Opening, client netip.Addr) bool {
 	e.mu.Lock()
-	stopped, panics := e.stopped, e.panics
+	refuses, panics := e.refuses, e.panics
 	e.mu.Unlock()
 	if panics != nil {
 		_ = conn.Close()
 		panic(panics)
 	}
-	if stopped {
+	if refuses != nil {
+		refuses()
 		return false
 	}
 	e.sockets <- socket{conn, early, o, client}

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"io"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,8 +69,14 @@ func TestTLS(t *testing.T) {
 		}
 		g.expect101(bufio.NewReader(c))
 		s := g.attached()
-		if _, ok := s.conn.(*tls.Conn); !ok {
-			t.Errorf("the engine got a %T, want a *tls.Conn", s.conn)
+		secure, ok := s.conn.(*tls.Conn)
+		if !ok {
+			t.Fatalf("the engine got a %T, want a *tls.Conn", s.conn)
+		}
+		if inner, ok := secure.NetConn().(interface{ NetConn() net.Conn }); !ok {
+			t.Errorf("a %T under TLS does not lead to the socket", secure.NetConn())
+		} else if _, ok := inner.NetConn().(*net.TCPConn); !ok {
+			t.Errorf("under TLS is a %T, want a *net.TCPConn", inner.NetConn())
 		}
 		rest := make([]byte, len("early")-len(s.early))
 		if _, err := io.ReadFull(s.conn, rest); err != nil || string(s.early)+string(rest) != "early" {

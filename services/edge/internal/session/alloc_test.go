@@ -18,6 +18,7 @@ type nobody struct{}
 
 func (nobody) Send([]byte)                          {}
 func (nobody) Authenticate(string, secret.Secret)   {}
+func (nobody) Refused(dialect.Reason)               {}
 func (nobody) Acquire(principal.Principal)          {}
 func (nobody) Release()                             {}
 func (nobody) Live(string)                          {}

@@ -104,7 +104,7 @@ func TestImpossibleInputsPanic(t *testing.T) {
 		"answer twice":                   {living, user("u")},
 		"lock twice":                     {living, acquired(dialect.OK)},
 		"release on a live socket":       {living, released()},
-		"reason without a farewell":      {living, end(dialect.PodFull)},
+		"reason without a farewell":      {living, end(dialect.PodDraining)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := New(&recorder{}, newDialect(cutemarkets.Options{InBandAuth: true}), withKey)

@@ -107,13 +107,21 @@ func (s *Session) changeTopics(c *dialect.Command) {
 func (s *Session) signin(c *dialect.Command) {
 	switch {
 	case c.Credential.Empty():
-		s.host.Send(s.dialect.Signin(dialect.CredentialInvalid))
+		s.answerSignin(dialect.CredentialInvalid)
 	case digest(c.Credential) == s.accepted:
-		s.host.Send(s.dialect.Signin(dialect.OK))
+		s.answerSignin(dialect.OK)
 	default:
 		s.checking = true
 		s.host.Authenticate(s.opening.Market, c.Credential)
 	}
+}
+
+// answerSignin tells what became of a later credential.
+func (s *Session) answerSignin(r dialect.Reason) {
+	if r != dialect.OK {
+		s.host.Refused(r)
+	}
+	s.host.Send(s.dialect.Signin(r))
 }
 
 // malformed counts a message that could not be read.

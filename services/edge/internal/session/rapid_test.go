@@ -110,6 +110,13 @@ func (m *model) answerCredential(r dialect.Reason) {
 	m.s.Authenticated(m.now, p, r)
 }
 
+func (m *model) Refused(r dialect.Reason) {
+	m.open("refused")
+	if !m.welcomed || r == dialect.OK {
+		m.t.Fatalf("refused %s on a socket that does not go on", r)
+	}
+}
+
 func (m *model) Acquire(p principal.Principal) {
 	m.open("acquire")
 	if m.lockWanted++; m.lockWanted > 1 || p.UserID == "" {

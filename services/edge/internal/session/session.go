@@ -33,6 +33,8 @@ type Host interface {
 	// Authenticate asks whose the credential is; answered by
 	// Session.Authenticated. There is never more than one without an answer.
 	Authenticate(market string, credential secret.Secret)
+	// Refused tells that a later credential was not accepted; the socket goes on.
+	Refused(r dialect.Reason)
 	// Acquire asks for the user's lock; answered by Session.Acquired.
 	Acquire(p principal.Principal)
 	// Release gives the lock back: after it no lock of this socket remains, be
@@ -147,7 +149,7 @@ func (s *Session) Authenticated(now time.Time, p principal.Principal, r dialect.
 		if r == dialect.OK && p.UserID != s.user {
 			r = dialect.CredentialConflict
 		}
-		s.host.Send(s.dialect.Signin(r))
+		s.answerSignin(r)
 		s.carryOutQueue(now)
 	case s.state < holding:
 		panic("session: an authentication that was not asked for")

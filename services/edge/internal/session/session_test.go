@@ -31,6 +31,7 @@ func (h *recorder) Send(message []byte) { h.add("send %s", statuses(message)) }
 func (h *recorder) Authenticate(market string, c secret.Secret) {
 	h.add("authenticate %s %s", market, c.Reveal())
 }
+func (h *recorder) Refused(r dialect.Reason)      { h.add("refused %s", r) }
 func (h *recorder) Acquire(p principal.Principal) { h.add("acquire %s", p.UserID) }
 func (h *recorder) Release()                      { h.add("release") }
 func (h *recorder) Live(market string)            { h.add("live %s", market) }
@@ -191,17 +192,17 @@ func TestScripts(t *testing.T) {
 		)},
 		{"another user's key never changes the user", withKey, alive(
 			step{0, auth("cm_b"), calls("authenticate stocks cm_b")},
-			step{0, user("v"), calls("send auth_failed authentication failed: the API key belongs to another user; the connection stays as it was")},
+			step{0, user("v"), calls("refused credential_conflict", "send auth_failed authentication failed: the API key belongs to another user; the connection stays as it was")},
 			step{0, auth("cm_b"), calls("authenticate stocks cm_b")},
-			step{0, user("v"), calls("send auth_failed authentication failed: the API key belongs to another user; the connection stays as it was")},
+			step{0, user("v"), calls("refused credential_conflict", "send auth_failed authentication failed: the API key belongs to another user; the connection stays as it was")},
 			step{0, auth("cm_a"), calls("send auth_success")},
 		)},
 		{"a bad key on a live socket", withKey, alive(
 			step{0, auth("cm_b"), calls("authenticate stocks cm_b")},
-			step{0, refused(dialect.CredentialInvalid), calls("send auth_failed authentication failed: invalid API key")},
-			step{0, auth(""), calls("send auth_failed authentication failed: invalid API key")},
+			step{0, refused(dialect.CredentialInvalid), calls("refused credential_invalid", "send auth_failed authentication failed: invalid API key")},
+			step{0, auth(""), calls("refused credential_invalid", "send auth_failed authentication failed: invalid API key")},
 			step{0, auth("cm_b"), calls("authenticate stocks cm_b")},
-			step{0, refused(dialect.AuthUnavailable), calls("send error the API key could not be checked now; the connection stays as it was")},
+			step{0, refused(dialect.AuthUnavailable), calls("refused auth_unavailable", "send error the API key could not be checked now; the connection stays as it was")},
 			step{0, subscribe("T.A"), calls("subscribe T.A", "send subscribed to: T.A")},
 		)},
 		{"no key in time", withoutKey, []step{

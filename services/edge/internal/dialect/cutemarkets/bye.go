@@ -15,9 +15,9 @@ const (
 	holdRetried    = time.Second
 )
 
-// Close codes of the product, and those of RFC 6455 section 7.4.1 we use. Of
-// our own accord we never send 1000 or 1001: the Python SDK then ends without an
-// error and without a reconnect.
+// Close codes of the product, and those of RFC 6455 section 7.4.1 and of its
+// registry (1012, 1013) we use. Of our own accord we never send 1000 or 1001:
+// the Python SDK then ends without an error and without a reconnect.
 const (
 	codeProtocol    = 1002
 	codeUnsupported = 1003
@@ -26,6 +26,7 @@ const (
 	codeTooBig      = 1009
 	codeGateway     = 1011
 	codeRestart     = 1012
+	codeTryLater    = 1013
 	codeCredential  = 4401
 	codeDuplicate   = 4409
 )
@@ -46,7 +47,7 @@ var credentialTexts = map[dialect.Reason]string{
 const oneConnection = "Maximum number of websocket connections exceeded. " +
 	"A user may have one open connection, across all API keys and markets"
 
-// byes has no entry for reasons that refuse before the upgrade, nor for
+// byes has no entry for reasons that only refuse before the upgrade, nor for
 // ClientClosed.
 var byes = makeByes()
 
@@ -91,6 +92,10 @@ func makeByes() map[dialect.Reason]dialect.Bye {
 		dialect.Draining: {
 			Frames: frames("draining", "This server is about to restart. Please connect again."),
 			Code:   codeRestart, Text: "service restart",
+		},
+		dialect.PodFull: {
+			Frames: frames("error", "This server has as many connections as it can take. Please connect again a little later."),
+			Code:   codeTryLater, Text: "try again later",
 		},
 	}
 	for r, text := range credentialTexts {

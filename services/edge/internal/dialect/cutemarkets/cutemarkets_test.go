@@ -127,6 +127,7 @@ func TestBye(t *testing.T) {
 		dialect.SlowConsumer:        {1008, 0, "error"},
 		dialect.PongTimeout:         {1008, 0, ""},
 		dialect.Draining:            {1012, 0, "draining"},
+		dialect.PodFull:             {1013, 0, "error"},
 	}
 	texts := map[string]dialect.Reason{}
 	for _, r := range dialect.Reasons() {
