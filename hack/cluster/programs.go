@@ -77,6 +77,27 @@ func environment() []string {
 	return env
 }
 
+// inProcess makes a program of a service: it parses the flags as the binary does,
+// sends the log to a file and runs the service in this process.
+func inProcess[O any, S interface {
+	Run(ctx context.Context) error
+}](
+	build func(O) (S, error), logTo func(*O, io.Writer),
+) func(ctx context.Context, args []string, log io.Writer) error {
+	return func(ctx context.Context, args []string, log io.Writer) error {
+		var o O
+		if err := parse(&o, args); err != nil {
+			return err
+		}
+		logTo(&o, log)
+		s, err := build(o)
+		if err != nil {
+			return err
+		}
+		return s.Run(ctx)
+	}
+}
+
 // parse fills options from flags as the binaries do, but without the environment.
 func parse(options any, args []string) error {
 	k, err := kong.New(options)
@@ -194,19 +215,8 @@ func (c *Cluster) startAuth(ctx, run context.Context) error {
 			"--listen=" + address, operations, "--log-level=" + c.options.LogLevel,
 			"--database=" + c.file("auth.db"), "--pepper-file=" + c.file("pepper"),
 		},
-		ready: ready,
-		inProcess: func(ctx context.Context, args []string, log io.Writer) error {
-			var o auth.Options
-			if err := parse(&o, args); err != nil {
-				return err
-			}
-			o.Telemetry.LogOutput = log
-			s, err := auth.New(o)
-			if err != nil {
-				return err
-			}
-			return s.Run(ctx)
-		},
+		ready:     ready,
+		inProcess: inProcess(auth.New, func(o *auth.Options, log io.Writer) { o.Telemetry.LogOutput = log }),
 	})
 	if err != nil {
 		return err
@@ -237,19 +247,8 @@ func (c *Cluster) startFanouts(ctx, run context.Context) (addresses []string, er
 				"--upstream-url=" + strings.Replace(c.info.Feedsim, "http://", "ws://", 1),
 				"--upstream-key-file=" + c.file("vendor.key"),
 			},
-			ready: ready,
-			inProcess: func(ctx context.Context, args []string, log io.Writer) error {
-				var o fanout.Options
-				if err := parse(&o, args); err != nil {
-					return err
-				}
-				o.Telemetry.LogOutput = log
-				s, err := fanout.New(o)
-				if err != nil {
-					return err
-				}
-				return s.Run(ctx)
-			},
+			ready:     ready,
+			inProcess: inProcess(fanout.New, func(o *fanout.Options, log io.Writer) { o.Telemetry.LogOutput = log }),
 		})
 		if err != nil {
 			return nil, err
@@ -277,19 +276,8 @@ func (c *Cluster) startEdges(ctx, run context.Context, fanouts []string) error {
 				"--auth-address=" + c.auth, "--fanout-address=" + strings.Join(fanouts, ","),
 				"--redis-address=" + c.info.Redis, "--drain-window=1s",
 			},
-			ready: ready,
-			inProcess: func(ctx context.Context, args []string, log io.Writer) error {
-				var o edge.Options
-				if err := parse(&o, args); err != nil {
-					return err
-				}
-				o.Telemetry.LogOutput = log
-				s, err := edge.New(o)
-				if err != nil {
-					return err
-				}
-				return s.Run(ctx)
-			},
+			ready:     ready,
+			inProcess: inProcess(edge.New, func(o *edge.Options, log io.Writer) { o.Telemetry.LogOutput = log }),
 		})
 		if err != nil {
 			return err

@@ -194,26 +194,14 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // post calls feedsim's control API.
-func post(t *testing.T, url string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode/100 != 2 {
-		t.Fatalf("%s: status %d", url, res.StatusCode)
-	}
-}
+func post(t *testing.T, url string) { call(t, http.MethodPost, url) }
 
 // get returns the body of a page.
-func get(t *testing.T, url string) string {
+func get(t *testing.T, url string) string { return call(t, http.MethodGet, url) }
+
+func call(t *testing.T, method, url string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,8 +214,8 @@ func get(t *testing.T, url string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if res.StatusCode != http.StatusOK {
-		t.Fatalf("%s: status %d: %s", url, res.StatusCode, body)
+	if res.StatusCode/100 != 2 {
+		t.Fatalf("%s %s: status %d: %s", method, url, res.StatusCode, body)
 	}
 	return string(body)
 }
