@@ -23,12 +23,13 @@ build: ## Build all programs into bin/
 	@go build -o bin/ $(addprefix ./,$(PROGRAMS))
 
 .PHONY: deps
-deps: ## Install what the tests need beside Go (redis-server, node, python3-websocket)
+deps: ## Install what the tests need beside Go (redis-server, node, chromium, python3-websocket)
 	@hack/scripts/deps
 
 .PHONY: test
 test: deps ## Run all tests with the race detector
-	@go test -race -timeout 15m work
+	@go test -race -timeout 10m $(shell go list work | grep -v /hack/e2e)
+	@go test -race -timeout 15m -parallel 4 ./hack/e2e
 
 .PHONY: bench
 bench: ## Run every benchmark once
@@ -36,7 +37,7 @@ bench: ## Run every benchmark once
 
 .PHONY: lint
 lint: bin/golangci-lint ## Lint every module
-	@for m in $(MODULES); do echo "lint $$m" >&2; (cd $$m && $(CURDIR)/bin/golangci-lint run ./...); done
+	@for m in $(MODULES); do echo "lint $$m" >&2; (cd $$m && $(CURDIR)/bin/golangci-lint run --allow-parallel-runners ./...); done
 
 bin/golangci-lint: tools/lint/go.mod
 	@mkdir -p bin

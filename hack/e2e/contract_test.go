@@ -296,12 +296,12 @@ func (x contract) subscribe(t *testing.T) {
 		}
 		return "[" + strings.Join(objects, ",") + "]"
 	}
-	s.subscribe("LULD.AAPL,NOI.BRK.A, NOI.MSFT")
-	s.expect(success("subscribed to: LULD.AAPL", "subscribed to: NOI.BRK.A", "subscribed to: NOI.MSFT"))
-	s.subscribe("LULD.AAPL")
-	s.expect(success("subscribed to: LULD.AAPL"))
-	s.send(`{"action":"unsubscribe","params":"LULD.AAPL, NOI.BRK.A,NOI.MSFT,NOI.NEVERTHERE"}`)
-	s.expect(success("unsubscribed to: LULD.AAPL", "unsubscribed to: NOI.BRK.A", "unsubscribed to: NOI.MSFT", "unsubscribed to: NOI.NEVERTHERE"))
+	s.subscribe("LULD.ZZA,NOI.ZZ.A, NOI.ZZB")
+	s.expect(success("subscribed to: LULD.ZZA", "subscribed to: NOI.ZZ.A", "subscribed to: NOI.ZZB"))
+	s.subscribe("LULD.ZZA")
+	s.expect(success("subscribed to: LULD.ZZA"))
+	s.send(`{"action":"unsubscribe","params":"LULD.ZZA, NOI.ZZ.A,NOI.ZZB,NOI.ZZC"}`)
+	s.expect(success("unsubscribed to: LULD.ZZA", "unsubscribed to: NOI.ZZ.A", "unsubscribed to: NOI.ZZB", "unsubscribed to: NOI.ZZC"))
 
 	options := join(t, x.edges[0], "options", expert(t, x.c, "options"))
 	options.subscribe("Q.O:SPY991217C00500000")
@@ -312,12 +312,12 @@ func (x contract) early(t *testing.T) {
 	key := expert(t, x.c, "stocks")
 	early := bytes.Join([][]byte{
 		ws.MustCompileFrame(ws.MaskFrame(ws.NewTextFrame(fmt.Appendf(nil, `{"action":"auth","params":%q}`, key)))),
-		ws.MustCompileFrame(ws.MaskFrame(ws.NewTextFrame([]byte(`{"action":"subscribe","params":"NOI.AAPL"}`)))),
+		ws.MustCompileFrame(ws.MaskFrame(ws.NewTextFrame([]byte(`{"action":"subscribe","params":"NOI.ZZA"}`)))),
 	}, nil)
 	s := openWith(t, x.edges[0], "/v1/ws/stocks", early)
 	s.expect(connected)
 	s.expect(authenticated)
-	s.expect(`[{"ev":"status","status":"success","message":"subscribed to: NOI.AAPL"}]`)
+	s.expect(`[{"ev":"status","status":"success","message":"subscribed to: NOI.ZZA"}]`)
 }
 
 func (x contract) badTopics(t *testing.T) {

@@ -74,8 +74,8 @@ func TestUpstreamGrace(t *testing.T) {
 		t.Errorf("frames before 1011: %q", frames)
 	}
 	expectUnavailableAfterWelcome(t, edge, expert(t, c, "stocks"))
-	patient.subscribe("NOI.AAPL")
-	patient.expect(`[{"ev":"status","status":"success","message":"subscribed to: NOI.AAPL"}]`)
+	patient.subscribe("NOI.ZZA")
+	patient.expect(`[{"ev":"status","status":"success","message":"subscribed to: NOI.ZZA"}]`)
 }
 
 // expectUnavailableAfterWelcome is the end of a new socket whose key is good but
