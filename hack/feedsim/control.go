@@ -2,16 +2,17 @@ package feedsim
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
 	"net/http"
-	"time"
+	"net/url"
+	"strconv"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cutemarkets/relay/hack/feedsim/fault"
 	"github.com/cutemarkets/relay/hack/feedsim/market"
 	"github.com/cutemarkets/relay/hack/feedsim/tape"
 )
-
-// untilResumed is the length of a pause that names none.
-const untilResumed = 100 * 365 * 24 * time.Hour
 
 // Stats is the answer to GET /stats.
 type Stats struct {
@@ -28,51 +29,91 @@ func (s *Simulator) handleControl(mux *http.ServeMux) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(s.Stats())
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Stats()) })
+	mux.HandleFunc("POST /emit", s.emit)
+	mux.HandleFunc("POST /fault/{name}", func(w http.ResponseWriter, r *http.Request) {
+		s.command(w, r.PathValue("name"), r.URL.Query())
 	})
-	s.handleFault(mux, "outage", 0, (*market.Market).Outage)
-	s.handleFault(mux, "pause", untilResumed, (*market.Market).Pause)
-	s.handleFault(mux, "drop", untilResumed, func(m *market.Market, _ time.Duration) { m.Drop() })
-	s.handleFault(mux, "resume", untilResumed, func(m *market.Market, _ time.Duration) { m.Resume() })
+	for path, n := range map[string]fault.Name{
+		"outage": fault.Outage, "drop": fault.Drop, "pause": fault.Stall, "quiesce": fault.Quiesce, "resume": fault.Resume,
+	} {
+		mux.HandleFunc("POST /"+path, func(w http.ResponseWriter, r *http.Request) {
+			s.command(w, n.String(), r.URL.Query())
+		})
+	}
 }
 
-// handleFault serves POST /name?market=…&for=…. Without a market it takes both;
-// without a duration it takes d, or refuses if that is zero.
-func (s *Simulator) handleFault(mux *http.ServeMux, name string, d time.Duration, do func(*market.Market, time.Duration)) {
-	mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
-		query := r.URL.Query()
-		markets, err := s.markets(query.Get("market"))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		length := d
-		if text := query.Get("for"); text != "" || d == 0 {
-			length, err = time.ParseDuration(text)
-			if err != nil || length <= 0 {
-				http.Error(w, "for: want a duration such as 3s", http.StatusBadRequest)
-				return
-			}
-		}
-		for _, m := range markets {
-			do(m, length)
-		}
-		s.log.Info("told to misbehave", "fault", name, "market", query.Get("market"), "for", query.Get("for"))
-		w.WriteHeader(http.StatusNoContent)
-	})
+func answer(w http.ResponseWriter, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(body)
 }
 
-func (s *Simulator) markets(name string) ([]*market.Market, error) {
-	switch tape.Market(name) {
-	case "":
-		return []*market.Market{s.stocks, s.options}, nil
+// command orders a fault. When it answers, the files tell of what was before it.
+func (s *Simulator) command(w http.ResponseWriter, name string, query url.Values) {
+	arguments := make(map[string]string, len(query))
+	for key := range query {
+		if query[key][0] != "" {
+			arguments[key] = query.Get(key)
+		}
+	}
+	c, err := fault.Parse(name, arguments)
+	switch {
+	case errors.Is(err, fault.ErrUnknown):
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	s.order(c)
+	if err := s.files.flush(); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// emit sends a number of events ahead of their time, and answers how many it
+// were in each market.
+func (s *Simulator) emit(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	name := tape.Market(query.Get("market"))
+	count, err := strconv.Atoi(query.Get("count"))
+	if err != nil || count < 1 || (name != "" && name != tape.Stocks && name != tape.Options) {
+		http.Error(w, "want a market, or none for both, and a count of events from 1 on", http.StatusBadRequest)
+		return
+	}
+	emitted := struct {
+		Stocks  int `json:"stocks"`
+		Options int `json:"options"`
+	}{}
+	group, ctx := errgroup.WithContext(r.Context())
+	emit := func(m *market.Market, sent *int) {
+		group.Go(func() (err error) {
+			*sent, err = m.Emit(ctx, count)
+			return err
+		})
+	}
+	if name != tape.Options {
+		emit(s.stocks, &emitted.Stocks)
+	}
+	if name != tape.Stocks {
+		emit(s.options, &emitted.Options)
+	}
+	if err := errors.Join(group.Wait(), s.files.flush()); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	answer(w, emitted)
+}
+
+func (s *Simulator) markets(name tape.Market) []*market.Market {
+	switch name {
 	case tape.Stocks:
-		return []*market.Market{s.stocks}, nil
+		return []*market.Market{s.stocks}
 	case tape.Options:
-		return []*market.Market{s.options}, nil
+		return []*market.Market{s.options}
 	default:
-		return nil, fmt.Errorf("market: want %s or %s", tape.Stocks, tape.Options)
+		return []*market.Market{s.stocks, s.options}
 	}
 }

@@ -9,29 +9,38 @@ import (
 	"time"
 
 	"github.com/cutemarkets/relay/hack/feedsim/market"
+	"github.com/cutemarkets/relay/hack/feedsim/recording"
 	"github.com/cutemarkets/relay/hack/feedsim/session"
 	"github.com/cutemarkets/relay/hack/feedsim/tape"
 )
 
 // Options are the flags of `feedsim serve`.
 type Options struct {
-	Listen        string `name:"listen" default:"127.0.0.1:7100" help:"Address of the WebSocket endpoints /stocks and /options."`
-	ControlListen string `name:"control-listen" placeholder:"HOST:PORT" help:"Address of the control API; without it the API is served on the address of the endpoints."`
+	Listen        string `name:"listen" group:"Listeners" default:"127.0.0.1:7100" help:"Address of the WebSocket endpoints /stocks and /options."`
+	ControlListen string `name:"control-listen" group:"Listeners" placeholder:"HOST:PORT" help:"Address of the control API; without it the API is served on the address of the endpoints."`
 
-	Keys    []session.Key `name:"key" placeholder:"KEY" help:"API key to accept; may be repeated."`
-	KeyFile string        `name:"key-file" type:"path" placeholder:"FILE" help:"File with API keys to accept, one per line."`
+	Keys           []session.Key `name:"key" group:"Clients" placeholder:"KEY" help:"API key to accept; may be repeated."`
+	KeyFile        string        `name:"key-file" group:"Clients" type:"path" placeholder:"FILE" help:"File with API keys to accept, one per line."`
+	Unauthorized   []string      `name:"unauthorized" group:"Clients" placeholder:"PREFIX" help:"Topic prefixes answered with 'not authorized', such as NOI."`
+	MaxConnections int           `name:"max-connections" group:"Clients" default:"1" help:"Authenticated connections per market."`
+	OnLimit        LimitRules    `name:"on-limit" group:"Clients" default:"kick-oldest" help:"Who loses when there are more: kick-oldest or reject-newest, or for each market: stocks=kick-oldest,options=reject-newest."`
+	AuthTimeout    time.Duration `name:"auth-timeout" group:"Clients" default:"10s" help:"Time a connection has to send its key."`
+	Buffer         int           `name:"buffer" group:"Clients" default:"16777216" help:"Bytes that may wait for a client before it is cut off as too slow."`
 
-	Unauthorized   []string      `name:"unauthorized" placeholder:"PREFIX" help:"Topic prefixes answered with 'not authorized', such as NOI."`
-	MaxConnections int           `name:"max-connections" default:"1" help:"Authenticated connections per market."`
-	OnLimit        LimitRules    `name:"on-limit" default:"kick-oldest" help:"Who loses when there are more: kick-oldest or reject-newest, or for each market: stocks=kick-oldest,options=reject-newest."`
-	AuthTimeout    time.Duration `name:"auth-timeout" default:"10s" help:"Time a connection has to send its key."`
-	Buffer         int           `name:"buffer" default:"16777216" help:"Bytes that may wait for a client before it is cut off as too slow."`
+	Rate     int           `name:"rate" group:"Events" default:"200" help:"Events per second and market, on average."`
+	Symbols  int           `name:"symbols" group:"Events" default:"4000" help:"Tickers per market."`
+	Minute   time.Duration `name:"minute" group:"Events" default:"5s" help:"Length of an AM window; the vendor's is 1m."`
+	Seed     uint64        `name:"seed" group:"Events" default:"1" help:"The sequence of events, and the times of random faults, follow from it."`
+	Start    time.Time     `name:"start" group:"Events" placeholder:"RFC3339" help:"Time the events begin at; without it they carry the time of the clock."`
+	Stamp    bool          `name:"stamp" group:"Events" help:"Append \"ts\", the time in unix nanoseconds, to each event."`
+	Quiesced bool          `name:"quiesced" group:"Events" help:"Begin without events, until POST /resume, or POST /emit for a number of them."`
 
-	Rate    int           `name:"rate" default:"200" help:"Events per second and market, on average."`
-	Symbols int           `name:"symbols" default:"4000" help:"Tickers per market."`
-	Minute  time.Duration `name:"minute" default:"5s" help:"Length of an AM window; the vendor's is 1m."`
-	Seed    uint64        `name:"seed" default:"1" help:"The sequence of events follows from it."`
-	Start   time.Time     `name:"start" placeholder:"RFC3339" help:"Time the events begin at; without it they carry the time of the clock."`
+	Replay      string          `name:"replay" group:"Events" type:"path" placeholder:"FILE" help:"Send the events of a recording, once, instead of invented ones."`
+	ReplaySpeed recording.Speed `name:"replay-speed" group:"Events" default:"1x" help:"1x as recorded, 10x ten times as fast, max as fast as the clients take it."`
+
+	Script string `name:"script" group:"Faults and files" type:"path" placeholder:"FILE" help:"Faults to commit, with their times after the start; README.md has the format."`
+	Truth  string `name:"truth" group:"Faults and files" type:"path" placeholder:"FILE" help:"Append all events, and when clients lost them, to this file."`
+	Record string `name:"record" group:"Faults and files" type:"path" placeholder:"FILE" help:"Append the frames of events that were sent, for --replay."`
 }
 
 // LimitRules has a rule for each market.
@@ -84,6 +93,8 @@ func (o *Options) Validate() error {
 	check(o.Rate >= 1 && o.Rate <= maxRate, "--rate: want 1 to %d, got %d", maxRate, o.Rate)
 	check(o.Symbols >= 1 && o.Symbols <= tape.MaxSymbols, "--symbols: want 1 to %d, got %d", tape.MaxSymbols, o.Symbols)
 	check(o.Minute >= time.Second && o.Minute%time.Second == 0, "--minute: want whole seconds, got %s", o.Minute)
+	check(o.Replay == "" || o.ReplaySpeed > 0, "--replay-speed: want more than 0")
+	check(o.Replay == "" || o.Replay != o.Record, "--replay and --record: want two files")
 	for _, p := range o.Unauthorized {
 		_, known := tape.ParseKind(tape.Stocks, p)
 		check(known, "--unauthorized: unknown topic prefix %q", p)

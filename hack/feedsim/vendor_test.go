@@ -91,27 +91,23 @@ func TestOnce(t *testing.T) {
 // TestSameEvents compares what two runs send, byte for byte.
 func TestSameEvents(t *testing.T) {
 	t.Parallel()
-	read := func() map[string]bool {
-		r := serve(t, func(o *Options) { o.Start = time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC) })
-		c := r.login("/stocks")
-		c.say("subscribe", "Q.*")
-		c.expect(ack("Q.*"))
-		events := map[string]bool{}
-		for _, e := range c.events(1500) {
-			events[e.raw] = true
+	const count = 3000
+	read := func(seed uint64) (raws []string) {
+		r := quiesced(t, func(o *Options) { o.Start, o.Seed = time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC), seed })
+		c := r.subscribe("/stocks", "T.*,Q.*,A.*,AM.*,FMV.*,NOI.*,LULD.*")
+		wait := r.emitting("stocks", count)
+		defer wait()
+		for _, e := range c.events(count) {
+			raws = append(raws, e.raw)
 		}
-		return events
+		return raws
 	}
-	first, second := read(), read()
-	both := 0
-	for e := range first {
-		if second[e] {
-			both++
-		}
+	first := read(1)
+	if !equal(first, read(1)) {
+		t.Error("the same seed has other events")
 	}
-	// The two did not subscribe at the same moment of the tape, but nearly.
-	if both < 500 {
-		t.Errorf("%d of 1500 events are the same", both)
+	if equal(first, read(2)) {
+		t.Error("another seed has the same events")
 	}
 }
 

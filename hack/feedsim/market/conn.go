@@ -13,7 +13,7 @@ import (
 	"github.com/gobwas/ws/wsutil"
 
 	"github.com/cutemarkets/relay/hack/feedsim/session"
-	"github.com/cutemarkets/relay/hack/feedsim/tape"
+	"github.com/cutemarkets/relay/hack/feedsim/source"
 )
 
 const (
@@ -46,8 +46,15 @@ type conn struct {
 	rejected bool // over the limit, and to be told so
 
 	// Guarded by market.mu.
-	topics  topics
-	pending []byte // the array of events of this tick, without its last bracket
+	topics     topics
+	pending    []byte           // the array of events of this tick, without its last bracket
+	subscribed bool             // to anything, ever
+	carries    bool             // gets events; the ground truth has it so
+	held       []session.Answer // to be sent as one
+	heldUntil  time.Time
+	left       bool      // run has ended
+	lost       bool      // ended, and noticed by the market
+	ghostUntil time.Time // lost, but counted against the limit
 
 	written chan struct{} // closed when write has returned
 
@@ -169,37 +176,40 @@ func (c *conn) handle(message []byte) (e ending, over bool) {
 	a := c.session.Handle(message)
 	switch a.Change {
 	case session.AuthFailed:
-		return ending{reason: BadKey, frames: a.Frames}, true
+		return ending{reason: BadKey, frames: [][]byte{[]byte(a.Frame)}}, true
 	case session.Subscribe, session.Unsubscribe:
 		if c.rejected {
 			e = kick(Rejected)
-			e.frames = append(a.Frames, e.frames...)
+			e.frames = append(session.Frames(a.Objects), e.frames...)
 			return e, true
 		}
 		c.market.change(c, a)
 	case session.Authenticated:
-		c.sendAll(a.Frames)
+		c.send([]byte(a.Frame))
 		c.setReadDeadline(time.Time{})
 		if !c.market.admit(c) {
 			c.rejected = true
 			c.setReadDeadline(time.Now().Add(rejectWait))
 		}
 	default:
-		c.sendAll(a.Frames)
+		if a.Frame != "" {
+			c.send([]byte(a.Frame))
+		}
 	}
 	return ending{}, false
 }
 
-// deliver sends what the client subscribed to of a tick's events, as one array
-// unless it grows beyond a frame. The caller holds market.mu.
-func (c *conn) deliver(events []tape.Event) (sent int) {
+// deliver sends what the client subscribed to of some events, as one array
+// unless it grows beyond a frame. The last frame is spoilt if broken is not nil.
+// The caller holds market.mu.
+func (c *conn) deliver(events []source.Event, b *broken, now time.Time) (sent int) {
 	for i := range events {
 		e := &events[i]
-		if !c.topics.has(e.Kind, e.Symbol) {
+		if !c.topics.has(e) {
 			continue
 		}
-		if len(c.pending)+len(e.Data)+2 > session.MaxFrame {
-			c.flush()
+		if len(c.pending) > 0 && len(c.pending)+len(e.Data)+2 > session.MaxFrame {
+			c.flush(nil, now)
 		}
 		if len(c.pending) == 0 {
 			c.pending = append(c.pending, '[')
@@ -209,15 +219,24 @@ func (c *conn) deliver(events []tape.Event) (sent int) {
 		c.pending = append(c.pending, e.Data...)
 		sent++
 	}
-	c.flush()
+	if sent > 0 {
+		c.flush(b, now)
+	}
 	return sent
 }
 
-func (c *conn) flush() {
-	if len(c.pending) > 0 {
-		c.send(append(c.pending, ']'))
-		c.pending = c.pending[:0]
+func (c *conn) flush(b *broken, now time.Time) {
+	c.pending = append(c.pending, ']')
+	frame := c.pending
+	c.pending = c.pending[:0]
+	if record := c.market.cfg.Record; record != nil {
+		record.Frame(c.market.name, now, frame)
 	}
+	if b == nil {
+		c.send(frame)
+		return
+	}
+	c.sendAll(b.spoil(frame))
 }
 
 func (c *conn) sendAll(frames [][]byte) {
@@ -235,9 +254,8 @@ func (c *conn) send(payload []byte) {
 		return
 	}
 	if c.out.Len()+c.writing+len(payload) > c.market.cfg.Buffer {
-		c.out.Reset()
 		c.mu.Unlock()
-		c.end(ending{reason: Slow, code: ws.StatusPolicyViolation})
+		c.end(slow())
 		return
 	}
 	appendFrame(&c.out, ws.NewTextFrame(payload))
@@ -263,8 +281,10 @@ func (c *conn) end(e ending) {
 	}
 	c.ending = true
 	c.market.countEnd(e.reason)
-	if e.abort {
+	if e.abort || e.lossy {
 		c.out.Reset()
+	}
+	if e.abort {
 		if tcp, ok := c.net.(interface{ SetLinger(sec int) error }); ok {
 			_ = tcp.SetLinger(0)
 		}
@@ -280,6 +300,16 @@ func (c *conn) ended() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.ending
+}
+
+// queued is the number of bytes that wait for the client.
+func (c *conn) queued() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending {
+		return 0
+	}
+	return c.out.Len() + c.writing
 }
 
 // setReadDeadline leaves the deadline alone that end has set.

@@ -20,14 +20,15 @@ const (
 	NoKey                     // auth_timeout
 	Kicked                    // a newer connection took the place
 	Rejected                  // an older connection holds the place
-	Slow                      // the send buffer ran full
-	Dropped                   // told to over the control API
+	Slow                      // the send buffer ran full, or told so on command
+	Dropped                   // reset on command
+	Closed                    // closed on command
 	Stopped                   // the simulator stops
 	reasonCount int    = iota
 )
 
 var reasonNames = [reasonCount]string{
-	"gone", "bad_frame", "bad_key", "no_key", "kicked", "rejected", "slow", "dropped", "stopped",
+	"gone", "bad_frame", "bad_key", "no_key", "kicked", "rejected", "slow", "dropped", "closed", "stopped",
 }
 
 // String returns the name of the reason in the statistics.
@@ -45,6 +46,7 @@ type ending struct {
 	frames [][]byte
 	code   ws.StatusCode
 	abort  bool // no frames: TCP reset
+	lossy  bool // what was queued is thrown away
 }
 
 // kick is what the vendor does to a connection over the limit.
@@ -62,6 +64,9 @@ func (e ending) appendTo(out *bytes.Buffer) {
 		appendFrame(out, ws.NewCloseFrame(ws.NewCloseFrameBody(e.code, "")))
 	}
 }
+
+// slow is what the vendor does to a client that does not keep up.
+func slow() ending { return ending{reason: Slow, code: ws.StatusPolicyViolation, lossy: true} }
 
 func appendFrame(out *bytes.Buffer, f ws.Frame) {
 	if err := ws.WriteFrame(out, f); err != nil {

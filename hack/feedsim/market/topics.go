@@ -2,6 +2,7 @@ package market
 
 import (
 	"github.com/cutemarkets/relay/hack/feedsim/session"
+	"github.com/cutemarkets/relay/hack/feedsim/source"
 	"github.com/cutemarkets/relay/hack/feedsim/tape"
 )
 
@@ -9,25 +10,30 @@ import (
 // topics name it. Tickers that do not exist take no room: no event has them.
 type topics struct {
 	all   [tape.Kinds]bool
-	exact [tape.Kinds][]bool // by symbol; nil until the first topic of the kind
+	exact [tape.Kinds][]bool // by symbol; as long as was needed
 }
 
-func (t *topics) has(k tape.Kind, symbol int32) bool {
-	return t.all[k] || (t.exact[k] != nil && t.exact[k][symbol])
+func (t *topics) has(e *source.Event) bool {
+	if e.Kind == source.Foreign || t.all[e.Kind] {
+		return true
+	}
+	exact := t.exact[e.Kind]
+	return uint32(e.Symbol) < uint32(len(exact)) && exact[e.Symbol]
 }
 
-// set adds or removes a topic; symbols holds the tickers that exist.
-func (t *topics) set(topic session.Topic, symbols map[string]int32, on bool) {
+// set adds or removes a topic.
+func (t *topics) set(topic session.Topic, u *source.Universe, on bool) {
 	if topic.Ticker == "*" {
 		t.all[topic.Kind] = on
 		return
 	}
-	symbol, exists := symbols[topic.Ticker]
+	symbol, exists := u.Number([]byte(topic.Ticker))
 	if !exists {
 		return
 	}
-	if t.exact[topic.Kind] == nil {
-		t.exact[topic.Kind] = make([]bool, len(symbols))
+	exact := &t.exact[topic.Kind]
+	if missing := int(symbol) + 1 - len(*exact); missing > 0 {
+		*exact = append(*exact, make([]bool, missing)...)
 	}
-	t.exact[topic.Kind][symbol] = on
+	(*exact)[symbol] = on
 }

@@ -42,7 +42,26 @@ type Rules struct {
 	Market       tape.Market
 	Accept       func(Key) bool
 	Unauthorized []tape.Kind // topics the plan lacks
+	Quirks       Quirks      // nil: none
 }
+
+// Quirks are departures from the rules, asked about for each message anew.
+type Quirks interface {
+	// Auth says whether a key is refused whatever it is, or gets no answer.
+	Auth() (fail, silent bool)
+	// NoAck says whether a topic's acknowledgement is withheld, and whether its
+	// events come nevertheless.
+	NoAck(topic string) (withheld, deliver bool)
+	// Unauthorized says whether topics of a kind are refused, and whether that
+	// comes after the acknowledgements of the others.
+	Unauthorized(tape.Kind) (refused, after bool)
+}
+
+type noQuirks struct{}
+
+func (noQuirks) Auth() (fail, silent bool)                    { return false, false }
+func (noQuirks) NoAck(string) (withheld, deliver bool)        { return false, false }
+func (noQuirks) Unauthorized(tape.Kind) (refused, after bool) { return false, false }
 
 // Topic is what a client may subscribe to.
 type Topic struct {
@@ -64,9 +83,10 @@ const (
 
 // Answer is the outcome of one message.
 type Answer struct {
-	Frames [][]byte // to send in this order; often none or one
-	Change Change
-	Topics []Topic // of Subscribe and Unsubscribe
+	Frame   string // to send; empty: none
+	Change  Change
+	Objects [][]byte // of Subscribe and Unsubscribe: to send in this order; see Frames
+	Topics  []Topic  // of Subscribe and Unsubscribe
 }
 
 // Session is one conversation. The zero value is not ready; see New.
@@ -76,7 +96,12 @@ type Session struct {
 }
 
 // New starts a conversation; the caller has sent Connected.
-func New(rules Rules) *Session { return &Session{rules: rules} }
+func New(rules Rules) *Session {
+	if rules.Quirks == nil {
+		rules.Quirks = noQuirks{}
+	}
+	return &Session{rules: rules}
+}
 
 // Authenticated reports whether a key was accepted.
 func (s *Session) Authenticated() bool { return s.authenticated }
@@ -88,18 +113,11 @@ func (s *Session) Handle(message []byte) Answer {
 		Params string `json:"params"`
 	}
 	if json.Unmarshal(message, &m) != nil {
-		return Answer{Frames: frames(invalidJSON)}
+		return Answer{Frame: invalidJSON}
 	}
 	switch m.Action {
 	case "auth":
-		if !s.rules.Accept(Key(m.Params)) {
-			return Answer{Frames: frames(authFailed), Change: AuthFailed}
-		}
-		if s.authenticated {
-			return Answer{Frames: frames(authSuccess)}
-		}
-		s.authenticated = true
-		return Answer{Frames: frames(authSuccess), Change: Authenticated}
+		return s.auth(Key(m.Params))
 	case "subscribe":
 		return s.change(Subscribe, m.Params, "subscribed to: ")
 	case "unsubscribe":
@@ -109,32 +127,62 @@ func (s *Session) Handle(message []byte) Answer {
 	}
 }
 
+func (s *Session) auth(key Key) Answer {
+	fail, silent := s.rules.Quirks.Auth()
+	switch {
+	case silent:
+		return Answer{}
+	case fail || !s.rules.Accept(key):
+		return Answer{Frame: authFailed, Change: AuthFailed}
+	case s.authenticated:
+		return Answer{Frame: authSuccess}
+	}
+	s.authenticated = true
+	return Answer{Frame: authSuccess, Change: Authenticated}
+}
+
 // change acknowledges the topics that exist. A refusal for want of rights names
-// no topic and comes before the acknowledgements.
+// no topic and comes before the acknowledgements, or as a quirk behind them.
 func (s *Session) change(c Change, params, verb string) Answer {
 	if !s.authenticated {
-		return Answer{Frames: frames("[" + notAuthorized + "]")}
+		return Answer{Frame: "[" + notAuthorized + "]"}
 	}
 	a := Answer{Change: c}
-	var refused, acks [][]byte
+	var before, acks, after [][]byte
 	for param := range strings.SplitSeq(params, ",") {
 		param = strings.TrimSpace(param)
 		topic, ok := parseTopic(s.rules.Market, param)
-		switch {
-		case !ok:
-		case s.unauthorized(topic.Kind):
-			refused = append(refused, []byte(notAuthorized))
-		default:
+		if !ok {
+			continue
+		}
+		if refused, behind := s.unauthorized(topic.Kind); refused {
+			if behind {
+				after = append(after, []byte(notAuthorized))
+			} else {
+				before = append(before, []byte(notAuthorized))
+			}
+			continue
+		}
+		var withheld, deliver bool
+		if c == Subscribe {
+			withheld, deliver = s.rules.Quirks.NoAck(param)
+		}
+		if !withheld {
 			acks = append(acks, success(verb+param))
+		}
+		if !withheld || deliver {
 			a.Topics = append(a.Topics, topic)
 		}
 	}
-	a.Frames = join(append(refused, acks...))
+	a.Objects = slices.Concat(before, acks, after)
 	return a
 }
 
-func (s *Session) unauthorized(k tape.Kind) bool {
-	return slices.Contains(s.rules.Unauthorized, k)
+func (s *Session) unauthorized(k tape.Kind) (refused, after bool) {
+	if slices.Contains(s.rules.Unauthorized, k) {
+		return true, false
+	}
+	return s.rules.Quirks.Unauthorized(k)
 }
 
 // parseTopic splits at the first dot, for tickers contain dots. Options have no
@@ -166,10 +214,8 @@ func quote(s string) []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-func frames(f string) [][]byte { return [][]byte{[]byte(f)} }
-
-// join puts objects into as few arrays as MaxFrame allows.
-func join(objects [][]byte) [][]byte {
+// Frames puts objects into as few arrays as MaxFrame allows.
+func Frames(objects [][]byte) [][]byte {
 	var out [][]byte
 	var frame []byte
 	for _, o := range objects {

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -34,6 +35,11 @@ func unack(topic string) string {
 }
 
 func array(objects ...string) string { return "[" + strings.Join(objects, ",") + "]" }
+
+// reply is all that an answer sends, with a space between two frames.
+func reply(a Answer) string {
+	return a.Frame + string(bytes.Join(Frames(a.Objects), []byte(" ")))
+}
 
 // TestConversation goes through the vendor's rules, message by message. Each
 // case starts with an accepted key unless it is about the key.
@@ -93,17 +99,60 @@ func TestConversation(t *testing.T) {
 				s.Handle([]byte(`{"action":"auth","params":"good"}`))
 			}
 			a := s.Handle([]byte(c.message))
-			var reply string
-			if len(a.Frames) > 0 {
-				reply = string(a.Frames[0])
-			}
-			if reply != c.reply || len(a.Frames) > 1 {
-				t.Errorf("%d frames\n got %s\nwant %s", len(a.Frames), reply, c.reply)
+			if reply := reply(a); reply != c.reply {
+				t.Errorf("\n got %s\nwant %s", reply, c.reply)
 			}
 			if a.Change != c.change || !slices.Equal(a.Topics, c.topics) {
 				t.Errorf("change %d of %v, want %d of %v", a.Change, a.Topics, c.change, c.topics)
 			}
 		})
+	}
+}
+
+// oddQuirks refuses bars and withholds the acknowledgements of two tickers.
+type oddQuirks struct {
+	fail, silent bool // the answer to a key
+	after        bool // where the refusals come
+}
+
+func (q oddQuirks) Auth() (fail, silent bool) { return q.fail, q.silent }
+
+func (oddQuirks) NoAck(topic string) (withheld, deliver bool) {
+	return topic == "T.LOST" || topic == "T.QUIET", topic == "T.QUIET"
+}
+
+func (q oddQuirks) Unauthorized(k tape.Kind) (refused, after bool) {
+	return k == tape.MinuteBar, q.after
+}
+
+func TestQuirks(t *testing.T) {
+	t.Parallel()
+	const (
+		auth      = `{"action":"auth","params":"good"}`
+		subscribe = `{"action":"subscribe","params":"T.A,T.LOST,AM.*,T.QUIET,NOI.*,T.B"}`
+	)
+	for _, c := range []struct {
+		name    string
+		quirks  oddQuirks
+		message string
+		reply   string
+		change  Change
+		topics  int
+	}{
+		{"key refused", oddQuirks{fail: true}, auth, authBad, AuthFailed, 0},
+		{"key not answered", oddQuirks{silent: true}, auth, "", None, 0},
+		{"refusals before", oddQuirks{}, subscribe, array(denied, denied, ack("T.A"), ack("T.B")), Subscribe, 3},
+		{"refusals after", oddQuirks{after: true}, subscribe, array(denied, ack("T.A"), ack("T.B"), denied), Subscribe, 3},
+		{"unsubscribe", oddQuirks{}, `{"action":"unsubscribe","params":"T.LOST"}`, array(unack("T.LOST")), Unsubscribe, 1},
+	} {
+		r := rules(tape.Stocks)
+		r.Quirks = c.quirks
+		s := New(r)
+		s.authenticated = c.message != auth
+		a := s.Handle([]byte(c.message))
+		if reply(a) != c.reply || a.Change != c.change || len(a.Topics) != c.topics {
+			t.Errorf("%s: %s, change %d of %v, want %s", c.name, reply(a), a.Change, a.Topics, c.reply)
+		}
 	}
 }
 
@@ -114,8 +163,8 @@ func TestLongAnswer(t *testing.T) {
 	s.Handle([]byte(`{"action":"auth","params":"good"}`))
 	for _, n := range []int{10_000, 40_000} {
 		a := s.Handle([]byte(`{"action":"subscribe","params":"` + strings.Repeat("T.AAPL,", n) + `"}`))
-		total := 0
-		for _, f := range a.Frames {
+		total, frames := 0, Frames(a.Objects)
+		for _, f := range frames {
 			var objects []json.RawMessage
 			if err := json.Unmarshal(f, &objects); err != nil {
 				t.Fatal(err)
@@ -125,8 +174,8 @@ func TestLongAnswer(t *testing.T) {
 				t.Errorf("a frame of %d bytes", len(f))
 			}
 		}
-		if total != n || (n == 10_000) != (len(a.Frames) == 1) {
-			t.Errorf("%d acknowledgements of %d in %d frames", total, n, len(a.Frames))
+		if total != n || (n == 10_000) != (len(frames) == 1) {
+			t.Errorf("%d acknowledgements of %d in %d frames", total, n, len(frames))
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 )
 
 type cli struct {
-	Serve serve `cmd:"" help:"Serve invented events as the vendor would."`
+	Serve serve `cmd:"" help:"Serve events as the vendor would, and misbehave on command."`
 	Probe ask   `cmd:"" help:"Subscribe at a relay or vendor server and wait for events."`
 }
 

@@ -24,14 +24,16 @@ func parse(args ...string) (cli, error) {
 func TestFlags(t *testing.T) {
 	t.Parallel()
 	c, err := parse("serve", "--key", "a", "--key", "b", "--on-limit", "stocks=kick-oldest,options=reject-newest",
-		"--start", "2026-05-15T13:30:00Z", "--unauthorized", "NOI", "--rate", "1000")
+		"--start", "2026-05-15T13:30:00Z", "--unauthorized", "NOI", "--rate", "1000",
+		"--replay", "/x", "--replay-speed", "2.5x", "--truth", "/t", "--stamp", "--quiesced")
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := c.Serve.Options
 	if len(o.Keys) != 2 || o.Keys[1] != "b" || o.Rate != 1000 || o.Seed != 1 || o.Minute != 5*time.Second ||
 		o.OnLimit != (feedsim.LimitRules{Stocks: market.KickOldest, Options: market.RejectNewest}) ||
-		!o.Start.Equal(time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC)) || o.Unauthorized[0] != "NOI" {
+		!o.Start.Equal(time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC)) || o.Unauthorized[0] != "NOI" ||
+		o.Replay != "/x" || o.ReplaySpeed != 2.5 || o.Truth != "/t" || !o.Stamp || !o.Quiesced {
 		t.Errorf("%+v", o)
 	}
 	if c, err = parse("probe", "ws://x", "k", "T.*", "--count", "5", "-v"); err != nil || c.Probe.Count != 5 || !c.Probe.Verbose || c.Probe.Timeout != 10*time.Second {
@@ -41,6 +43,8 @@ func TestFlags(t *testing.T) {
 		"--key or --key-file": {"serve"},
 		"--rate":              {"serve", "--key", "k", "--rate", "0"},
 		"limit rule":          {"serve", "--key", "k", "--on-limit", "x"},
+		"speed":               {"serve", "--key", "k", "--replay-speed", "fast"},
+		"two files":           {"serve", "--key", "k", "--replay", "/x", "--record", "/x"},
 		"--count":             {"probe", "ws://x", "k", "T.*", "--count=-1"},
 	} {
 		if _, err := parse(args...); err == nil || !strings.Contains(err.Error(), text) {

@@ -1,4 +1,4 @@
-package market
+package source
 
 import (
 	"time"
@@ -36,4 +36,24 @@ func (p *pace) next(now time.Time) (moment time.Time, due bool, skip time.Durati
 		return p.start.Add(at), true, skip
 	}
 	return p.began.Add(p.skipped + at), true, skip
+}
+
+// extra is the time of the events of a tick that comes before it is due. The
+// ticks that are due are not changed by it.
+func (p *pace) extra(now time.Time) time.Time {
+	if p.start.IsZero() {
+		return now
+	}
+	at := time.Duration(p.ticks) * tape.Interval
+	p.ticks++
+	p.skipped -= tape.Interval
+	return p.start.Add(at)
+}
+
+// hold lets the ticks that are due pass, without a jump of a fixed time.
+func (p *pace) hold(now time.Time) {
+	at := time.Duration(p.ticks) * tape.Interval
+	if lag := now.Sub(p.began) - p.skipped - at; lag > 0 {
+		p.skipped += lag.Truncate(tape.Interval)
+	}
 }
