@@ -126,8 +126,9 @@ const (
 // time and inputs are arguments, and what it wants is asked of its Host. Not
 // safe for concurrent use.
 //
-// A gap begins at the last sign of life, or half a second before the loss if
-// that is later and the connection was intact until its end. It ends, and events
+// A gap begins half a second before the last sign of life, or before the loss if
+// the connection was intact until its end: what comes last has been on its way
+// for some time, and what was behind it is as old. It ends, and events
 // held since are forwarded, when all subscriptions are acknowledged again, or
 // when half a second has passed without an acknowledgement, three seconds after
 // they were sent at the latest. One that comes later makes a gap of its own, and
@@ -423,9 +424,9 @@ func (s *Session) close(now time.Time, cause Cause) {
 // lose notes that no event comes any more: the gap begins unless one lasts.
 func (s *Session) lose(now time.Time, cause Cause) {
 	if s.phase == phaseOpen && s.downSince.IsZero() {
-		s.downSince = s.lastAlive
-		if allowed := now.Add(-lossAllowance); cause.intact() && allowed.After(s.downSince) {
-			s.downSince = allowed
+		s.downSince = s.lastAlive.Add(-lossAllowance)
+		if cause.intact() {
+			s.downSince = now.Add(-lossAllowance)
 		}
 		if s.live {
 			s.host.Hold()
