@@ -1,5 +1,3 @@
-//go:build long
-
 package e2e
 
 import (
@@ -10,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +29,7 @@ type stage struct {
 	*cluster.Cluster
 	t     *testing.T
 	truth string
+	keys  map[string][]string // of different users, by market
 }
 
 // startStage runs a cluster with room for bursts in every queue.
@@ -43,7 +43,20 @@ func startStage(t *testing.T, o cluster.Options, feedsimArgs ...string) *stage {
 		"fanout":  {"--edge-queue-bytes=268435456"},
 		"edge":    {"--queue-bytes=268435456"},
 	}
-	return &stage{Cluster: startCluster(t, o), t: t, truth: file}
+	s := &stage{Cluster: startCluster(t, o), t: t, truth: file, keys: map[string][]string{}}
+	for market, plans := range s.Info().Keys {
+		s.keys[market] = slices.Concat(plans["expert"], plans["commercial"])
+	}
+	return s
+}
+
+// key returns the key of the n-th user of a market.
+func (s *stage) key(market string, n int) string {
+	s.t.Helper()
+	for len(s.keys[market]) <= n {
+		s.keys[market] = append(s.keys[market], expert(s.t, s.Cluster, market))
+	}
+	return s.keys[market][n]
 }
 
 // order calls feedsim's control API.
@@ -97,6 +110,7 @@ func containsAll(text string, parts []string) bool {
 // check compares witnesses with what feedsim has sent so far.
 func (s *stage) check(ck *checker.Checker) checker.Report {
 	s.t.Helper()
+	s.emit("stocks", 1) // all that was sent before it is in the file then
 	f, err := os.Open(s.truth)
 	if err != nil {
 		s.t.Fatal(err)
@@ -146,10 +160,10 @@ type witness struct {
 	err      error // of the end
 }
 
-// add joins with a key and subscribes.
-func (ws *witnesses) add(edge, market, key, topics string) *witness {
+// add joins as the n-th user of a market and subscribes.
+func (ws *witnesses) add(edge, market string, n int, topics string) *witness {
 	ws.stage.t.Helper()
-	s := join(ws.stage.t, edge, market, key)
+	s := join(ws.stage.t, edge, market, ws.stage.key(market, n))
 	if err := s.conn.SetDeadline(time.Time{}); err != nil { // each read has its own
 		ws.stage.t.Fatal(err)
 	}

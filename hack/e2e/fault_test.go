@@ -1,5 +1,3 @@
-//go:build long
-
 package e2e
 
 import (
@@ -34,18 +32,11 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-type faults struct {
-	*stage
-	keys map[string][]string // by market
-}
+type faults struct{ *stage }
 
 func startFaults(t *testing.T) *faults {
 	t.Helper()
-	f := &faults{stage: startStage(t, cluster.Options{Rate: 2000}, "--auth-timeout=2s", "--minute=1s"), keys: map[string][]string{}}
-	for _, name := range []string{"stocks", "options"} {
-		f.keys[name] = []string{expert(t, f.Cluster, name), expert(t, f.Cluster, name), expert(t, f.Cluster, name)}
-	}
-	return f
+	return &faults{startStage(t, cluster.Options{Rate: 2000}, "--auth-timeout=2s", "--minute=1s")}
 }
 
 // run runs a test on the same relay.
@@ -53,7 +44,7 @@ func (f *faults) run(name string, test func(f *faults)) {
 	f.t.Run(name, func(t *testing.T) {
 		s := *f.stage
 		s.t = t
-		test(&faults{stage: &s, keys: f.keys})
+		test(&faults{&s})
 	})
 }
 
@@ -78,19 +69,26 @@ func (f *faults) restart() {
 	}
 }
 
-// join adds witnesses on both edges and waits until events reach them. One has
-// more exact topics than go into one message to the vendor.
+// join adds witnesses on both edges and waits until the vendor serves all their
+// topics. One has more exact topics than go into one message to the vendor.
 func (f *faults) join(name string) *witnesses {
 	f.t.Helper()
+	f.awaitTopics(name, 0) // of witnesses before
 	ws, edges := newWitnesses(f.stage), f.Info().Edges
-	ws.add(edges[0], name, f.keys[name][0], "T.*,AM.*,A.*,T."+tape.Tickers(tape.Market(name), 1)[0])
+	ws.add(edges[0], name, 0, "T.*,AM.*,A.*,T."+tape.Tickers(tape.Market(name), 1)[0])
 	exact := []string{"T.*"}
 	for _, ticker := range tape.Tickers(tape.Market(name), 600) {
 		exact = append(exact, "Q."+ticker)
 	}
-	ws.add(edges[1], name, f.keys[name][1], strings.Join(exact, ","))
+	ws.add(edges[1], name, 1, strings.Join(exact, ","))
+	f.awaitTopics(name, len(exact)+2) // T.* covers the first one's T
 	ws.begin(name)
 	return ws
+}
+
+func (f *faults) awaitTopics(name string, want int) {
+	f.t.Helper()
+	eventually(f.t, fmt.Sprintf("the vendor has %d topics of %s", want, name), func() bool { return f.of(name).Topics == want })
 }
 
 func (f *faults) of(name string) market.Stats {
@@ -165,12 +163,20 @@ func (f *faults) losses() {
 	f.run("back-off", (*faults).backOff)
 }
 
+// steady lets events flow for longer than the allowance by which gaps begin early.
+func (f *faults) steady(ws *witnesses) {
+	f.t.Helper()
+	for end := time.Now().Add(700 * time.Millisecond); time.Now().Before(end); {
+		ws.mark(ws.all[0].market, 100)
+	}
+}
+
 // lose expects one dial for each lost connection, and one gap for all of them.
 func (f *faults) lose(row loss) {
 	f.fresh()
 	ws := f.join("stocks")
 	dials := f.of("stocks").Dials
-	ws.mark("stocks", 300)
+	f.steady(ws)
 	for _, order := range row.orders {
 		f.order("%s", withMarket(order, "stocks"))
 	}
@@ -237,8 +243,10 @@ func (f *faults) expectClean(c checker.ClientReport) {
 // wait for it, and if it comes late there is a second gap, until it came.
 func (f *faults) missingAcks() {
 	f.fresh()
-	ws := f.join("stocks")
-	ws.mark("stocks", 300)
+	ws := newWitnesses(f.stage)
+	ws.add(f.Info().Edges[0], "stocks", 0, "T.*,AM.*,A.*") // acknowledged in one frame
+	ws.begin("stocks")
+	f.steady(ws)
 	f.order("fault/no-ack?market=stocks")
 	f.order("drop?market=stocks")
 	ws.awaitGaps("stocks", 1)
@@ -264,6 +272,7 @@ func (f *faults) backOff() {
 	const least, most = 2, 10 // more has a chance of one in 100,000
 	f.fresh()
 	away, flapping := f.join("stocks"), f.join("options")
+	f.steady(away)
 	before := f.stats()
 	f.order("outage?market=stocks&for=%s", long)
 	f.order("drop?market=options")
@@ -323,7 +332,7 @@ func (f *faults) expectRest(name string, state float64, dials uint64) {
 	if status := status(f.t, f.Info().Edges[0]).Services["stream_"+name].Status; status != "degraded" {
 		f.t.Errorf("the status page says %s is %s", name, status)
 	}
-	late := join(f.t, f.Info().Edges[0], name, f.keys[name][2])
+	late := join(f.t, f.Info().Edges[0], name, f.key(name, 2))
 	late.await("an open gap", func(e event) bool { return e.Status == "gap" && e.Market == name && e.To == nil })
 	late.leave()
 	if made := f.of(name).Dials; made != dials {
@@ -339,7 +348,7 @@ func (f *faults) kickOldest() {
 	f.order("fault/unauthorized?market=options&prefix=AM&order=after")
 	ws := f.join("stocks")
 	other := newWitnesses(f.stage)
-	w := other.add(f.Info().Edges[0], "options", f.keys["options"][0], "T.*,AM.O:SPY260515C00500000")
+	w := other.add(f.Info().Edges[0], "options", 0, "T.*,AM.O:SPY260515C00500000")
 	dials := f.of("stocks").Dials
 	rival := f.rival("stocks")
 	f.expectRest("stocks", kicked, dials+1) // the rival's
@@ -475,7 +484,7 @@ func (f *faults) malformed(reason string) float64 {
 
 func (f *faults) mixed() {
 	ws := newWitnesses(f.stage)
-	w := ws.add(f.Info().Edges[0], "stocks", f.keys["stocks"][0], "T.*,Q.*,A.*,AM.*,LULD.*,NOI.*")
+	w := ws.add(f.Info().Edges[0], "stocks", 0, "T.*,Q.*,A.*,AM.*,LULD.*,NOI.*")
 	ws.begin("stocks")
 	ws.mark("stocks", 5000)
 	f.expectPromise(ws)
@@ -491,8 +500,8 @@ func (f *faults) topics() {
 	f.order("fault/unauthorized?market=stocks&prefix=NOI&order=before")
 	f.order("fault/no-ack?market=options&topics=%s", unacknowledged)
 	stocks, options := newWitnesses(f.stage), newWitnesses(f.stage)
-	refused := stocks.add(f.Info().Edges[0], "stocks", f.keys["stocks"][0], "T.*,NOI.AAPL,A.*")
-	passed := options.add(f.Info().Edges[1], "options", f.keys["options"][2], "AM.*,"+unknown+","+unacknowledged)
+	refused := stocks.add(f.Info().Edges[0], "stocks", 0, "T.*,NOI.AAPL,A.*")
+	passed := options.add(f.Info().Edges[1], "options", 2, "AM.*,"+unknown+","+unacknowledged)
 	stocks.begin("stocks")
 	expectRefusedTopic(refused, "NOI.AAPL", "not authorized at the data source")
 	expectRefusedTopic(passed, unknown, "not acknowledged by the data source")

@@ -26,6 +26,10 @@ var binaries string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")); err != nil { // else each program sleeps 1 s as it ends
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "relay-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

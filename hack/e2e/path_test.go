@@ -1,5 +1,3 @@
-//go:build long
-
 package e2e
 
 import (
@@ -81,7 +79,7 @@ func startPath(t *testing.T) *path {
 		{"stocks", "T.*,T.AAPL,Q.*"}, {"stocks", strings.Join(exact, ",")}, {"stocks", "A.*,Q.AAPL,T.*,LULD.*"},
 		{"options", "T.*,A.*,Q.O:SPY260515C00500000"},
 	} {
-		p.add(edges[i%len(edges)], who.market, expert(t, s.Cluster, who.market), who.topics)
+		p.add(edges[i%len(edges)], who.market, len(p.of(who.market)), who.topics)
 	}
 	p.begin("stocks")
 	p.begin("options")

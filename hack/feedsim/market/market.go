@@ -483,6 +483,7 @@ type Stats struct {
 	ConnectionsMax   int               `json:"connections_max"` // at most at the same time
 	Authenticated    int               `json:"authenticated"`
 	AuthenticatedMax int               `json:"authenticated_max"`
+	Topics           int               `json:"topics"`  // that open sockets have subscribed to, of existing tickers
 	Ghosts           int               `json:"ghosts"`  // ended, and still counted against the limit
 	Dials            uint64            `json:"dials"`   // requests for the market's path
 	Refused          uint64            `json:"refused"` // of them without an upgrade
@@ -509,6 +510,9 @@ func (m *Market) Stats() Stats {
 	s.Connections, s.ConnectionsMax = len(m.sockets), m.socketsMax
 	s.Authenticated, s.AuthenticatedMax = m.livingLocked(), m.activeMax
 	s.Ghosts = len(m.active) - s.Authenticated
+	for c := range m.sockets {
+		s.Topics += c.topics.count
+	}
 	s.Generated, s.Sent, s.SkippedMS = m.sequence, m.sent, m.skippedMS
 	s.Faults = m.faults.Done()
 	return s

@@ -11,6 +11,7 @@ import (
 type topics struct {
 	all   [tape.Kinds]bool
 	exact [tape.Kinds][]bool // by symbol; as long as was needed
+	count int
 }
 
 func (t *topics) has(e *source.Event) bool {
@@ -24,7 +25,7 @@ func (t *topics) has(e *source.Event) bool {
 // set adds or removes a topic.
 func (t *topics) set(topic session.Topic, u *source.Universe, on bool) {
 	if topic.Ticker == "*" {
-		t.all[topic.Kind] = on
+		t.turn(&t.all[topic.Kind], on)
 		return
 	}
 	symbol, exists := u.Number([]byte(topic.Ticker))
@@ -35,5 +36,15 @@ func (t *topics) set(topic session.Topic, u *source.Universe, on bool) {
 	if missing := int(symbol) + 1 - len(*exact); missing > 0 {
 		*exact = append(*exact, make([]bool, missing)...)
 	}
-	(*exact)[symbol] = on
+	t.turn(&(*exact)[symbol], on)
+}
+
+func (t *topics) turn(topic *bool, on bool) {
+	switch {
+	case on && !*topic:
+		t.count++
+	case !on && *topic:
+		t.count--
+	}
+	*topic = on
 }

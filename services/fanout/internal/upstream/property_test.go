@@ -116,7 +116,7 @@ func (v *vendor) closed(cause Cause) {
 func (v *vendor) answer() {
 	a := v.answers[0]
 	v.answers = v.answers[1:]
-	v.session.Frame(v.now, false)
+	v.session.Frame(v.now, false, 0)
 	v.session.Status(v.now, a[0], a[1])
 }
 
@@ -209,7 +209,7 @@ func TestSession(t *testing.T) {
 				if !v.connected {
 					t.Skip()
 				}
-				v.session.Frame(v.now, true)
+				v.session.Frame(v.now, true, 0)
 				if !v.holding {
 					v.session.Events(v.now)
 				}

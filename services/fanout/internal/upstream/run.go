@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -21,6 +22,9 @@ const (
 	maxNotes    = 64               // log records waiting for the loop
 	malformedAt = 10 * time.Second // between two records about malformed frames
 	vendorText  = 128              // bytes of a vendor's message that are logged
+
+	maxLateness    = time.Minute // of an event that is believed to be late
+	maxStampDigits = 15          // of a unix time in ms
 )
 
 // run is one leadership of a market.
@@ -222,7 +226,11 @@ func (r *run) frame(message []byte) {
 			statuses++
 		}
 	}
-	r.session.Frame(now, len(events) > statuses)
+	var lag time.Duration
+	if len(events) > 0 {
+		lag = lateness(events[len(events)-1].Raw, now)
+	}
+	r.session.Frame(now, len(events) > statuses, lag)
 	start := 0
 	for i := 0; statuses > 0; i++ {
 		if events[i].Status() {
@@ -242,6 +250,27 @@ func (r *run) frame(message []byte) {
 	} else {
 		r.events = nil
 	}
+}
+
+// lateness is how long an event with the vendor's time stamp ("t", in unix ms)
+// has been on its way, as our clock has it; 0 without one, and when it is not
+// believable: clocks differ, and delayed feeds are late by quarters of an hour.
+func lateness(raw []byte, now time.Time) time.Duration {
+	at := bytes.LastIndex(raw, []byte(`,"t":`))
+	if at < 0 {
+		return 0
+	}
+	digits := raw[at+len(`,"t":`):]
+	stamp, n := int64(0), 0
+	for n < len(digits) && n < maxStampDigits && '0' <= digits[n] && digits[n] <= '9' {
+		stamp = stamp*10 + int64(digits[n]-'0')
+		n++
+	}
+	late := now.Sub(time.UnixMilli(stamp))
+	if late < 0 || late > maxLateness {
+		return 0
+	}
+	return late
 }
 
 // passLocked routes events, or holds them back. What comes after the session

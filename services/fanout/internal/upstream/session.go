@@ -126,9 +126,9 @@ const (
 // time and inputs are arguments, and what it wants is asked of its Host. Not
 // safe for concurrent use.
 //
-// A gap begins half a second before the last sign of life, or before the loss if
-// the connection was intact until its end: what comes last has been on its way
-// for some time, and what was behind it is as old. It ends, and events
+// A gap begins before the last sign of life, or before the loss if the connection
+// was intact until its end: by half a second and by as much as the last event
+// was late, for what was behind it is as old. It ends, and events
 // held since are forwarded, when all subscriptions are acknowledged again, or
 // when half a second has passed without an acknowledgement, three seconds after
 // they were sent at the latest. One that comes later makes a gap of its own, and
@@ -147,17 +147,18 @@ type Session struct {
 	settleEnd time.Time // phaseOpen, not live: when to go live at the latest
 	live      bool
 	liveSince time.Time
-	lastAlive time.Time // last frame or pong of the connection
-	beforeIt  time.Time // last frame or pong before lastAlive
-	lastData  time.Time // last event of the connection
-	downSince time.Time // begin of the gap to tell; zero: none
-	toldDown  time.Time // what the host knows of downSince
-	cause     Cause     // phaseClosing: why
-	attempts  uint      // since the last reset
-	lateSince time.Time // when the connection went live without all acks; zero: with all
-	lateAcked bool      // such an ack has come, and its gap has not been told
-	faultFrom time.Time // begin of the gap that malformed frames made, not told yet; zero: none
-	faultTold time.Time // when one was told last
+	lastAlive time.Time     // last frame or pong of the connection
+	beforeIt  time.Time     // last frame or pong before lastAlive
+	lastData  time.Time     // last event of the connection
+	lag       time.Duration // of that event, from the vendor's clock to ours
+	downSince time.Time     // begin of the gap to tell; zero: none
+	toldDown  time.Time     // what the host knows of downSince
+	cause     Cause         // phaseClosing: why
+	attempts  uint          // since the last reset
+	lateSince time.Time     // when the connection went live without all acks; zero: with all
+	lateAcked bool          // such an ack has come, and its gap has not been told
+	faultFrom time.Time     // begin of the gap that malformed frames made, not told yet; zero: none
+	faultTold time.Time     // when one was told last
 	topics    topics
 }
 
@@ -223,11 +224,11 @@ func (s *Session) Closed(now time.Time, cause Cause) {
 }
 
 // Frame tells of a frame of the vendor, before its content; data says that it
-// has events.
-func (s *Session) Frame(now time.Time, data bool) {
+// has events, and lag how long the last of them has been on its way.
+func (s *Session) Frame(now time.Time, data bool, lag time.Duration) {
 	s.beforeIt, s.lastAlive = s.lastAlive, now
 	if data {
-		s.lastData = now
+		s.lastData, s.lag = now, lag
 	}
 }
 
@@ -245,7 +246,7 @@ func (s *Session) Malformed(now time.Time) {
 		return // they are part of a gap already
 	}
 	if s.faultFrom.IsZero() {
-		s.faultFrom = s.beforeIt.Add(-lossAllowance)
+		s.faultFrom = s.complete(s.beforeIt)
 	}
 	s.tellFault(now)
 }
@@ -424,9 +425,9 @@ func (s *Session) close(now time.Time, cause Cause) {
 // lose notes that no event comes any more: the gap begins unless one lasts.
 func (s *Session) lose(now time.Time, cause Cause) {
 	if s.phase == phaseOpen && s.downSince.IsZero() {
-		s.downSince = s.lastAlive.Add(-lossAllowance)
+		s.downSince = s.complete(s.lastAlive)
 		if cause.intact() {
-			s.downSince = now.Add(-lossAllowance)
+			s.downSince = s.complete(now)
 		}
 		if s.live {
 			s.host.Hold()
@@ -446,6 +447,9 @@ func (s *Session) lose(now time.Time, cause Cause) {
 		s.setState(StateConnecting)
 	}
 }
+
+// complete is until when all events have come if nothing was lost up to t.
+func (s *Session) complete(t time.Time) time.Time { return t.Add(-lossAllowance - s.lag) }
 
 // ended waits before the next dial; there is no connection.
 func (s *Session) ended(now time.Time, cause Cause) {

@@ -92,7 +92,7 @@ func (s *script) pass(d time.Duration) {
 }
 
 func (s *script) status(status, message string) {
-	s.session.Frame(s.now, false)
+	s.session.Frame(s.now, false, 0)
 	s.session.Status(s.now, status, message)
 }
 
@@ -225,7 +225,7 @@ func TestGap(t *testing.T) {
 			s.open(tt.interest...)
 			s.ack(tt.interest...)
 			s.pass(time.Second)
-			s.session.Frame(s.now, true)
+			s.session.Frame(s.now, true, 0)
 			s.host.said = nil
 			s.pass(tt.quiet)
 			from := s.now.Add(-tt.from).Sub(t0)
@@ -240,6 +240,47 @@ func TestGap(t *testing.T) {
 			}
 			s.expect(fmt.Sprintf("gap %v %v", from, s.now.Sub(t0)), "release", "state live")
 		})
+	}
+}
+
+// TestLateEvents: what is lost behind an event that came late is as old.
+func TestLateEvents(t *testing.T) {
+	for _, tt := range []struct {
+		cause Cause
+		from  time.Duration // before the loss
+	}{
+		{CauseEOF, lossAllowance + 3*time.Second},
+		{CauseError, 10*time.Second + lossAllowance + 3*time.Second},
+	} {
+		s := newScript(t)
+		s.open("T.A")
+		s.ack("T.A")
+		s.session.Frame(s.now, true, 3*time.Second)
+		s.session.Frame(s.now, false, 0) // an acknowledgement, which has no time of its own
+		s.host.said = nil
+		s.pass(10 * time.Second)
+		from := s.now.Add(-tt.from).Sub(t0)
+		s.lose(tt.cause)
+		s.expect("hold", fmt.Sprintf("state connecting since %v", from), "lost "+tt.cause.String())
+	}
+}
+
+func TestLateness(t *testing.T) {
+	now := time.UnixMilli(1_500_000_010_250)
+	for raw, want := range map[string]time.Duration{
+		`{"ev":"T","sym":"A","t":1500000010000,"q":1}`: 250 * time.Millisecond,
+		`{"ev":"T","sym":"A","q":1,"t":1500000010250}`: 0,
+		`{"ev":"T","t":1500000010000.0}`:               250 * time.Millisecond,
+		`{"ev":"T","t":1500000011000}`:                 0, // their clock is ahead
+		`{"ev":"T","t":1499999110000}`:                 0, // a feed that is delayed by 15 minutes
+		`{"ev":"T","t":1500000010000000000}`:           0, // ns
+		`{"ev":"T","t":"1500000010000"}`:               0,
+		`{"ev":"T","t":`:                               0,
+		`{"ev":"AM","s":1500000000000,"e":1500000010}`: 0,
+	} {
+		if got := lateness([]byte(raw), now); got != want {
+			t.Errorf("%s is %v late, want %v", raw, got, want)
+		}
 	}
 }
 
@@ -339,14 +380,14 @@ func TestMalformed(t *testing.T) {
 	s.ack("T.A")
 	s.host.said = nil
 	s.pass(2 * time.Second)
-	s.session.Frame(s.now, true)
+	s.session.Frame(s.now, true, 0)
 	s.pass(time.Second)
-	s.session.Frame(s.now, true)
+	s.session.Frame(s.now, true, 0)
 	s.session.Malformed(s.now)
 	s.expect("gap 1.5s 3s")
 	s.pass(300 * time.Millisecond)
 	for range 3 {
-		s.session.Frame(s.now, true)
+		s.session.Frame(s.now, true, 0)
 		s.session.Malformed(s.now)
 	}
 	s.expect()
@@ -457,7 +498,7 @@ func TestBackoff(t *testing.T) {
 	s.host.said = nil
 	s.login()
 	s.pass(time.Hour)
-	s.session.Frame(s.now.Add(-time.Hour+backoffReset-1), true)
+	s.session.Frame(s.now.Add(-time.Hour+backoffReset-1), true, 0)
 	s.lose(CauseClosed)
 	if got := s.session.Deadline().Sub(s.now); got < backoffMost-time.Second {
 		t.Fatalf("waits %v after a short life", got)
@@ -466,7 +507,7 @@ func TestBackoff(t *testing.T) {
 	s.host.said = nil
 	s.login()
 	s.pass(backoffReset)
-	s.session.Frame(s.now, true)
+	s.session.Frame(s.now, true, 0)
 	s.lose(CauseClosed)
 	if got := s.session.Deadline().Sub(s.now); got > backoffFirst {
 		t.Fatalf("waits %v after a long life", got)
