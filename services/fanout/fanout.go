@@ -29,6 +29,13 @@ import (
 // shutdownTimeout bounds the sending of the last traces.
 const shutdownTimeout = 5 * time.Second
 
+// The times of awaitEdges. DNS tells edges of a new pod within some 6 s.
+const (
+	edgesLook   = 100 * time.Millisecond
+	edgesSettle = 2 * time.Second
+	edgesMost   = 10 * time.Second
+)
+
 var (
 	errRunTwice = errors.New("fanout: the service has been run already")
 	errStopping = errors.New("stopping")
@@ -43,7 +50,9 @@ type Service struct {
 	feed       *feedserver.Server
 	elector    leader.Elector
 	upstreams  map[string]*upstream.Upstream
+	routers    map[string]*router.Router
 	markets    []string
+	elects     bool // others may lead as well
 
 	ran atomic.Bool
 }
@@ -66,13 +75,19 @@ func New(o Options) (_ *Service, err error) {
 	if err != nil {
 		return nil, err
 	}
+	elector, err := newElector(o, t)
+	if err != nil {
+		return nil, err
+	}
 	s := &Service{
 		telemetry:  t,
 		operations: ops.New(o.Operations, t),
 		grpc:       server,
-		elector:    elector(o.Leader, time.Now()),
+		elector:    elector,
 		upstreams:  make(map[string]*upstream.Upstream),
+		routers:    make(map[string]*router.Router),
 		markets:    o.Markets,
+		elects:     o.Leader == leaderKubernetes,
 	}
 	var routers []*router.Router
 	var upstreams []*upstream.Upstream
@@ -82,6 +97,7 @@ func New(o Options) (_ *Service, err error) {
 		routers = append(routers, r)
 		upstreams = append(upstreams, u)
 		s.upstreams[market] = u
+		s.routers[market] = r
 	}
 	s.feed = feedserver.New(routers, t.Logger)
 	feedv1.RegisterFeedServiceServer(server, s.feed)
@@ -92,11 +108,43 @@ func New(o Options) (_ *Service, err error) {
 	return s, nil
 }
 
-func elector(name string, now time.Time) leader.Elector {
-	if name == leaderStandby {
-		return leader.Standby{}
+// awaitEdges waits, before an election, until the edges know this process: there
+// are streams, and for edgesSettle none has come or gone. A newcomer that nobody
+// knows must not win over a standby that every edge has a stream to. It waits
+// edgesMost at the longest, and until ctx is done.
+func awaitEdges(ctx context.Context, edges func() int) {
+	ctx, cancel := context.WithTimeout(ctx, edgesMost)
+	defer cancel()
+	ticker := time.NewTicker(edgesLook)
+	defer ticker.Stop()
+	count, since := 0, time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			switch n := edges(); {
+			case n != count:
+				count, since = n, now
+			case n > 0 && now.Sub(since) >= edgesSettle:
+				return
+			}
+		}
 	}
-	return leader.NewStatic(now)
+}
+
+func newElector(o Options, t *telemetry.Telemetry) (leader.Elector, error) {
+	switch o.Leader {
+	case leaderKubernetes:
+		k, err := leader.InCluster(o.lease(), o.Markets, t.Logger)
+		if err != nil {
+			return nil, err
+		}
+		return k, k.Observe(t.Meter("fanout"))
+	case leaderStandby:
+		return leader.Standby{}, nil
+	}
+	return leader.NewStatic(time.Now()), nil
 }
 
 // Run serves until ctx is done, then stops in order. It can be called once.
@@ -129,6 +177,9 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	group.Add("feed", s.feed.Run)
 	for _, market := range s.markets {
 		group.Add("leader "+market, func(ctx context.Context) error {
+			if s.elects {
+				awaitEdges(ctx, func() int { return s.routers[market].Stats().Edges })
+			}
 			return s.elector.Run(ctx, market, s.upstreams[market].Run)
 		})
 	}

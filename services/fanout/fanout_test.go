@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/internal/ops"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
 )
@@ -77,6 +79,53 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+func leaseOptions(t *testing.T) Options {
+	o := options(t)
+	o.Leader, o.LeaseName = leaderKubernetes, "relay-fanout"
+	o.LeaseDuration, o.LeaseRenewDeadline, o.LeaseRetryPeriod = 6*time.Second, 3*time.Second, time.Second
+	return o
+}
+
+func TestValidateLease(t *testing.T) {
+	if err := leaseOptions(t).Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		want   string
+		change func(o *Options)
+	}{
+		{"--upstream-key-file", func(o *Options) { o.UpstreamKeyFile = "" }},
+		{"--lease-namespace is", func(o *Options) { o.LeaseNamespace = "a.b" }},
+		{`--lease-name makes the Lease "-stocks"`, func(o *Options) { o.LeaseName = "" }},
+		{"--lease-name makes", func(o *Options) { o.LeaseName = "Relay" }},
+		{"--lease-name makes", func(o *Options) { o.LeaseName = strings.Repeat("a", 57) }},
+		{"--lease-duration is 6.5s, must be whole seconds", func(o *Options) { o.LeaseDuration += time.Second / 2 }},
+		{"--lease-duration is 0s", func(o *Options) { o.LeaseDuration = 0 }},
+		{"--lease-duration is 3s, must be more than --lease-renew-deadline", func(o *Options) { o.LeaseDuration = 3 * time.Second }},
+		{"--lease-renew-deadline is 1.2s", func(o *Options) { o.LeaseRenewDeadline = 1200 * time.Millisecond }},
+		{"--lease-retry-period is 0s", func(o *Options) { o.LeaseRetryPeriod = 0 }},
+	} {
+		o := leaseOptions(t)
+		tt.change(&o)
+		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v", tt.want, err)
+		}
+	}
+	o := leaseOptions(t)
+	o.LeaseName = strings.Repeat("a", 55) // with "-options" 63
+	if err := o.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNotInCluster: the error says what to do.
+func TestNotInCluster(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	if _, err := New(leaseOptions(t)); err == nil || !strings.Contains(err.Error(), "elsewhere use static or standby") {
+		t.Errorf("New: %v", err)
+	}
+}
+
 // trade sends trades until the connection ends.
 func trade(ctx context.Context, conn *websocket.Conn, symbol string) {
 	for ticker := time.NewTicker(20 * time.Millisecond); ; {
@@ -91,13 +140,31 @@ func trade(ctx context.Context, conn *websocket.Conn, symbol string) {
 	}
 }
 
+// sockets counts the connections of a vendor.
+type sockets struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	open, most, all int
+}
+
+func (s *sockets) add(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open += n
+	s.most = max(s.most, s.open)
+	s.all += max(n, 0)
+}
+
 // vendor answers as the vendor does, and sends trades for each subscribed topic.
-func vendor(t *testing.T) string {
+func vendor(t *testing.T) (url string, count *sockets) {
+	count = &sockets{}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, err := websocket.Accept(w, r, nil)
 		if err != nil {
 			return
 		}
+		count.add(1)
+		defer count.add(-1)
 		defer conn.CloseNow()
 		status := func(status, message string) {
 			_ = conn.Write(r.Context(), websocket.MessageText, fmt.Appendf(nil, `[{"ev":"status","status":%q,"message":%q}]`, status, message))
@@ -127,7 +194,7 @@ func vendor(t *testing.T) string {
 		}
 	}))
 	t.Cleanup(server.Close)
-	return "ws" + strings.TrimPrefix(server.URL, "http")
+	return "ws" + strings.TrimPrefix(server.URL, "http"), count
 }
 
 func run(t *testing.T, o Options) (s *Service, grpcAddress, operations string, stop func()) {
@@ -136,6 +203,12 @@ func run(t *testing.T, o Options) (s *Service, grpcAddress, operations string, s
 	if err != nil {
 		t.Fatal(err)
 	}
+	grpcAddress, operations, stop = runService(t, s)
+	return s, grpcAddress, operations, stop
+}
+
+func runService(t *testing.T, s *Service) (grpcAddress, operations string, stop func()) {
+	t.Helper()
 	address := func(listen func() (net.Addr, error)) string {
 		a, err := listen()
 		if err != nil {
@@ -147,7 +220,7 @@ func run(t *testing.T, o Options) (s *Service, grpcAddress, operations string, s
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	return s, grpcAddress, operations, func() {
+	return grpcAddress, operations, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
@@ -191,7 +264,7 @@ func await(t *testing.T, stream feedv1.FeedService_SubscribeClient, ok func(*fee
 
 func TestService(t *testing.T) {
 	o := options(t)
-	o.UpstreamURL = vendor(t)
+	o.UpstreamURL, _ = vendor(t)
 	s, address, operations, stop := run(t, o)
 	for _, market := range o.Markets {
 		stream := subscribe(t, address, market)
@@ -232,4 +305,77 @@ func TestStandby(t *testing.T) {
 		return m.GetHeartbeat().GetRole() == feedv1.Role_ROLE_STANDBY
 	})
 	stop()
+}
+
+// turn leads once, when it is its turn, and then gives the next one its turn.
+type turn struct{ mine, next chan uint64 } // terms
+
+func (e turn) Run(ctx context.Context, _ string, work leader.Work) error {
+	select {
+	case term := <-e.mine:
+		err := work(ctx, leader.Epoch{Generation: 1, Term: term})
+		e.next <- term + 1
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// TestPromotion: an edge with a stream to a leader and one to a standby is told
+// of the end of the leadership by the one and of its begin by the other, which
+// serves the edge's interest without being told of it again. The vendor sees one
+// connection at a time.
+func TestPromotion(t *testing.T) {
+	o := options(t)
+	o.Markets, o.Leader = []string{"stocks"}, leaderStandby
+	var count *sockets
+	o.UpstreamURL, count = vendor(t)
+	begin := func(elector leader.Elector) (stream feedv1.FeedService_SubscribeClient, stop func()) {
+		s, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.elector = elector
+		address, _, stop := runService(t, s)
+		return subscribe(t, address, "stocks"), stop
+	}
+	begun, passed := make(chan uint64), make(chan uint64, 1)
+	first, stopFirst := begin(turn{begun, passed})
+	second, stopSecond := begin(turn{passed, make(chan uint64, 1)})
+	role := func(role feedv1.Role) func(*feedv1.SubscribeResponse) bool {
+		return func(m *feedv1.SubscribeResponse) bool { return m.GetHeartbeat().GetRole() == role }
+	}
+	await(t, first, role(feedv1.Role_ROLE_STANDBY))
+	await(t, second, role(feedv1.Role_ROLE_STANDBY))
+	begun <- 7
+
+	var terms []uint64
+	batch := func(m *feedv1.SubscribeResponse) bool {
+		if b := m.GetBatch(); b != nil {
+			terms = append(terms, b.GetEpoch().GetTerm())
+		}
+		return m.GetBatch() != nil
+	}
+	await(t, first, batch)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stopFirst()
+	}()
+	await(t, first, func(m *feedv1.SubscribeResponse) bool {
+		return m.GetHeartbeat().GetUpstream() == feedv1.UpstreamState_UPSTREAM_STATE_DOWN && m.GetHeartbeat().GetDownSince() != nil
+	})
+	await(t, first, role(feedv1.Role_ROLE_STANDBY))
+	await(t, first, func(m *feedv1.SubscribeResponse) bool { return m.GetDraining() != nil })
+	await(t, second, batch)
+	if len(terms) != 2 || terms[0] != 7 || terms[1] != 8 {
+		t.Errorf("terms %v", terms)
+	}
+	<-stopped
+	stopSecond()
+	count.mu.Lock()
+	defer count.mu.Unlock()
+	if count.most != 1 || count.all != 2 {
+		t.Errorf("%d connections, %d at a time", count.all, count.most)
+	}
 }

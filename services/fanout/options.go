@@ -6,7 +6,11 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"time"
 
+	"k8s.io/client-go/tools/leaderelection"
+
+	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/internal/grpcx"
 	"github.com/cutemarkets/relay/services/internal/ops"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
@@ -14,8 +18,9 @@ import (
 
 // Values of --leader.
 const (
-	leaderStatic  = "static"
-	leaderStandby = "standby"
+	leaderKubernetes = "kubernetes"
+	leaderStatic     = "static"
+	leaderStandby    = "standby"
 )
 
 // minEdgeQueue is the least bound of an edge's queue: twice what is held back
@@ -32,12 +37,21 @@ type Options struct {
 	Markets         []string `name:"markets" default:"stocks,options" help:"Markets that are relayed: stocks, options."`
 	UpstreamURL     string   `name:"upstream-url" default:"wss://socket.massive.com" placeholder:"URL" help:"WebSocket of the vendor; the market is appended, as in wss://socket.massive.com/stocks."`
 	UpstreamKeyFile string   `name:"upstream-key-file" placeholder:"FILE" help:"File with the vendor's API key, read at each connection. Needed by a process that can lead."`
-	Leader          string   `name:"leader" enum:"static,standby" default:"static" help:"Who holds the upstream: static (this process, for every market; there must be no other) or standby (never this process)."`
 	EdgeQueueBytes  int      `name:"edge-queue-bytes" default:"16777216" help:"Bytes that may wait for one edge and market; beyond, its stream is cut and its clients are told of a gap."`
+
+	Leader             string        `name:"leader" enum:"kubernetes,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), static (this process, for every market; there must be no other) or standby (never this process)."`
+	LeaseNamespace     string        `name:"lease-namespace" placeholder:"NAME" help:"Namespace of the Leases. Empty: that of the pod."`
+	LeaseName          string        `name:"lease-name" default:"relay-fanout" placeholder:"NAME" help:"The Lease of a market is NAME-MARKET. It must exist; the service account needs get and update on it."`
+	LeaseDuration      time.Duration `name:"lease-duration" default:"8s" help:"How long a Lease that is not renewed binds the others, in whole seconds. What it exceeds the renew deadline and the retry period by is the time to close the upstream, which takes up to 2s."`
+	LeaseRenewDeadline time.Duration `name:"lease-renew-deadline" default:"5s" help:"How long renewals may fail before the leader gives up."`
+	LeaseRetryPeriod   time.Duration `name:"lease-retry-period" default:"1s" help:"Pause between renewals. A standby looks every 1 to 2.2 of them whether the Lease is free."`
 
 	Operations ops.Options       `embed:""`
 	Telemetry  telemetry.Options `embed:""`
 }
+
+// dnsLabel is what names of Leases and namespaces are made of (RFC 1123).
+var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 // marketName is what can be an element of a URL's path and a metric label.
 var marketName = regexp.MustCompile(`^[a-z]{1,32}$`)
@@ -56,10 +70,40 @@ func (o Options) Validate() error {
 		check(!slices.Contains(o.Markets[:i], market), "--markets has %q twice", market)
 	}
 	check(validUpstream(o.UpstreamURL), "--upstream-url must be a ws:// or wss:// URL with a host, without user, query and fragment")
-	check(o.Leader == leaderStatic || o.Leader == leaderStandby, "--leader is %q, must be static or standby", o.Leader)
-	check(o.Leader != leaderStatic || o.UpstreamKeyFile != "", "--upstream-key-file is missing: the file with the vendor's API key")
+	check(o.Leader == leaderKubernetes || o.Leader == leaderStatic || o.Leader == leaderStandby,
+		"--leader is %q, must be kubernetes, static or standby", o.Leader)
+	check(o.Leader == leaderStandby || o.UpstreamKeyFile != "", "--upstream-key-file is missing: the file with the vendor's API key")
 	check(o.EdgeQueueBytes >= minEdgeQueue, "--edge-queue-bytes is %d, must be at least %d", o.EdgeQueueBytes, minEdgeQueue)
+	if o.Leader == leaderKubernetes {
+		o.validateLease(check)
+	}
 	return errors.Join(append(errs, o.grpc().Validate(), o.Operations.Validate(), o.Telemetry.Validate())...)
+}
+
+func (o Options) validateLease(check func(ok bool, format string, args ...any)) {
+	check(o.LeaseNamespace == "" || dnsLabel.MatchString(o.LeaseNamespace), "--lease-namespace is %q, must be a DNS label", o.LeaseNamespace)
+	for _, market := range o.Markets {
+		name := o.LeaseName + "-" + market
+		check(dnsLabel.MatchString(name), "--lease-name makes the Lease %q, must be a DNS label: a-z, 0-9 and -, at most 63", name)
+	}
+	check(o.LeaseDuration >= time.Second && o.LeaseDuration%time.Second == 0,
+		"--lease-duration is %v, must be whole seconds: a Lease has no fractions", o.LeaseDuration)
+	check(o.LeaseDuration > o.LeaseRenewDeadline,
+		"--lease-duration is %v, must be more than --lease-renew-deadline, which is %v", o.LeaseDuration, o.LeaseRenewDeadline)
+	check(o.LeaseRetryPeriod > 0, "--lease-retry-period is %v, must be more than 0", o.LeaseRetryPeriod)
+	check(float64(o.LeaseRenewDeadline) > leaderelection.JitterFactor*float64(o.LeaseRetryPeriod),
+		"--lease-renew-deadline is %v, must be more than %v times --lease-retry-period, which is %v",
+		o.LeaseRenewDeadline, leaderelection.JitterFactor, o.LeaseRetryPeriod)
+}
+
+func (o Options) lease() leader.LeaseConfig {
+	return leader.LeaseConfig{
+		Namespace:     o.LeaseNamespace,
+		Name:          o.LeaseName,
+		Duration:      o.LeaseDuration,
+		RenewDeadline: o.LeaseRenewDeadline,
+		RetryPeriod:   o.LeaseRetryPeriod,
+	}
 }
 
 // validUpstream refuses what would carry a key in the URL.

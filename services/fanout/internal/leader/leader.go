@@ -1,10 +1,16 @@
 // Package leader decides which process leads a market, that is, which one may
 // hold the market's upstream socket. A leadership is a context that dies with
-// it, and an epoch that is greater than any before it. The package starts no
-// goroutine, holds no queue and never touches a socket.
+// it, and an epoch that is greater than any before it. The package never touches
+// an upstream socket.
+//
+// Static and Standby start no goroutine. Kubernetes starts one per market, which
+// takes part in the election and ends with Run; requests to the API server are
+// made one after the other on it, so nothing queues. An API server that is slow
+// or away costs the leadership and nothing else: work never waits for it.
 package leader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +29,11 @@ type Epoch struct {
 
 // String is for logs.
 func (e Epoch) String() string { return fmt.Sprintf("%d/%d", e.Generation, e.Term) }
+
+// Compare is negative if e is before o, positive if it is after o.
+func (e Epoch) Compare(o Epoch) int {
+	return cmp.Or(cmp.Compare(e.Generation, o.Generation), cmp.Compare(e.Term, o.Term))
+}
 
 // Work is what the leader of a market does. ctx ends with the leadership. Work
 // returns nil only after ctx has ended and when nothing of it is left: the

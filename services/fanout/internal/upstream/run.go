@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
@@ -33,6 +34,8 @@ type run struct {
 	upstream *Upstream
 	client   *http.Client
 	wake     chan struct{} // holds a token while the loop has something to do; never closed
+
+	lingerUntil atomic.Int64 // see lingering; of the present socket
 
 	// Owned by the loop; not thread-safe.
 	key secret.Secret // of the present connection

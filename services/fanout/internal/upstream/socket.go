@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,7 @@ type socket struct {
 func dialSocket(ctx context.Context, r *run) (*socket, error) {
 	dialing, cancel := context.WithTimeout(ctx, r.upstream.times.dial)
 	defer cancel()
+	r.lingerUntil.Store(0)
 	//nolint:bodyclose // the response has no body to close, says Dial
 	conn, _, err := websocket.Dial(dialing, r.upstream.url, &websocket.DialOptions{HTTPClient: r.client})
 	if err != nil {
@@ -191,15 +193,18 @@ func (k *socket) ping() {
 	}
 }
 
-// hangUp sends a close frame, waits for the vendor's end, cuts the connection
-// off if that does not come in time, and waits for the goroutines. It returns
-// why the connection ended, as far as the socket knows.
+// hangUp sends a close frame, waits for the vendor's close frame and for its end
+// of the connection, cuts the connection off if they do not come in time, and
+// waits for the goroutines. It returns why the connection ended, as far as the
+// socket knows.
 func (k *socket) hangUp() Cause {
 	// Errors mean that the connection has ended already: the aim in any case.
 	select {
 	case <-k.readEnded:
 	default:
-		late := time.AfterFunc(k.run.upstream.times.hangUp, k.cutOff)
+		patience := k.run.upstream.times.hangUp
+		k.run.lingerUntil.Store(time.Now().Add(patience).UnixNano())
+		late := time.AfterFunc(patience, k.cutOff)
 		_ = k.conn.Close(websocket.StatusNormalClosure, "")
 		late.Stop()
 	}
@@ -209,4 +214,20 @@ func (k *socket) hangUp() Cause {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.cause
+}
+
+// lingering is a TCP connection whose Close waits for the end of the other side,
+// so that what counts connections there has seen this one go.
+type lingering struct {
+	*net.TCPConn
+	until *atomic.Int64 // unix nanoseconds; Close waits no longer
+}
+
+// Close implements net.Conn.
+func (c *lingering) Close() error {
+	until := time.Unix(0, c.until.Load())
+	if time.Now().Before(until) && c.CloseWrite() == nil && c.SetReadDeadline(until) == nil {
+		_, _ = io.Copy(io.Discard, c.TCPConn) // no end in time is an end, too
+	}
+	return c.TCPConn.Close()
 }

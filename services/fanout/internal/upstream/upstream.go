@@ -16,6 +16,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -76,10 +77,19 @@ func New(url, keyFile string, r *router.Router, log *slog.Logger) *Upstream {
 func (u *Upstream) Run(ctx context.Context, epoch leader.Epoch) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	defer transport.CloseIdleConnections()
-	newRun(u, &http.Client{
+	r := newRun(u, &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}).lead(ctx, epoch)
+	})
+	dial := transport.DialContext
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &lingering{TCPConn: conn.(*net.TCPConn), until: &r.lingerUntil}, nil
+	}
+	r.lead(ctx, epoch)
 	return nil
 }
 

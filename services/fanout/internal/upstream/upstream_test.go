@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -497,4 +499,44 @@ func TestUnreachable(t *testing.T) {
 	}
 	f.setKey(canary)
 	close(f.login().over)
+}
+
+// TestEndIsAwaited: Run returns when the vendor has ended the connection on its
+// side too, or the wait for that is over; its close frame alone is no end.
+func TestEndIsAwaited(t *testing.T) {
+	for name, ends := range map[string]bool{"it ends": true, "it does not": false} {
+		t.Run(name, func(t *testing.T) {
+			const patience = 500 * time.Millisecond
+			f := start(t, func(times *times) { times.hangUp = patience }, "T.A")
+			p := f.login()
+			p.expect("subscribe", "T.A")
+			p.ack("T.A")
+			f.expectState(live)
+			defer close(p.over)
+			f.cancel()
+			begun := time.Now()
+			frame := make([]byte, 64)
+			if n, err := p.raw.Read(frame); err != nil || frame[0] != 0x88 {
+				t.Fatalf("got % x, %v; want a close frame", frame[:n], err)
+			}
+			if _, err := p.raw.Write([]byte{0x88, 2, 1000 >> 8, 1000 & 0xff}); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := p.raw.Read(frame); !errors.Is(err, io.EOF) {
+				t.Fatalf("got % x, %v; want the end", frame[:n], err)
+			}
+			select {
+			case <-f.returned:
+				t.Fatalf("Run returned after %v", time.Since(begun))
+			case <-time.After(patience / 4):
+			}
+			if ends {
+				_ = p.raw.Close()
+			}
+			<-f.returned
+			if took := time.Since(begun); ends != (took < patience) || took > 2*patience {
+				t.Errorf("Run returned after %v", took)
+			}
+		})
+	}
 }

@@ -1,0 +1,198 @@
+package leader
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	coordination "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+)
+
+// arena is an API server and processes that want to lead a market, in a bubble.
+type arena struct {
+	*testing.T
+	api    *apiServer
+	access func() *rest.Config
+	log    *syncBuffer
+
+	mu sync.Mutex
+	// Guarded by mu.
+	working int // works that go on, those of dead processes left out
+	epochs  []Epoch
+	story   []string // "a leads", "a ended", "a released", …
+	changed chan struct{}
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// count returns how many log records have a text.
+func (s *syncBuffer) count(text string) int { return strings.Count(s.String(), text) }
+
+func newArena(t *testing.T, names ...string) *arena {
+	a := &arena{T: t, api: newAPIServer(t, names...), log: &syncBuffer{}, changed: make(chan struct{}, 1)}
+	a.access = a.api.inMemory()
+	a.api.answered = func(lease *coordination.Lease) {
+		if *lease.Spec.HolderIdentity == "" {
+			a.note("released")
+		}
+	}
+	return a
+}
+
+func (a *arena) note(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.story = append(a.story, fmt.Sprintf(format, args...))
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// told returns the story since the last call.
+func (a *arena) told() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	story := strings.Join(a.story, ", ")
+	a.story = nil
+	return story
+}
+
+// await waits until the story ends with a line.
+func (a *arena) await(line string) (waited time.Duration) {
+	a.Helper()
+	begun := time.Now()
+	for {
+		a.mu.Lock()
+		ok := len(a.story) > 0 && a.story[len(a.story)-1] == line
+		story := slices.Clone(a.story)
+		a.mu.Unlock()
+		if ok {
+			return time.Since(begun)
+		}
+		select {
+		case <-a.changed:
+		case <-time.After(time.Minute):
+			a.Fatalf("not %q in a minute: %q\n%s", line, story, a.log)
+		}
+	}
+}
+
+// process is one process that wants to lead.
+type process struct {
+	*arena
+	name    string
+	elector *Kubernetes
+	closing time.Duration // that work takes to end
+	stop    context.CancelFunc
+	ended   chan error
+	fail    chan error // makes work return
+	dead    bool       // guarded by arena.mu
+}
+
+// join starts a process; its requests carry its name to the faults.
+func (a *arena) join(name string, closing time.Duration) *process {
+	a.Helper()
+	access := a.access()
+	access.Transport = named{name, access.Transport.(*http.Transport)}
+	log := slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelInfo})).With(slog.String("process", name))
+	k, err := NewKubernetes(access, config, []string{"stocks"}, log)
+	if err != nil {
+		a.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p := &process{arena: a, name: name, elector: k, closing: closing, stop: stop, ended: make(chan error, 1), fail: make(chan error)}
+	go func() { p.ended <- k.Run(ctx, "stocks", p.work) }()
+	return p
+}
+
+func (p *process) work(ctx context.Context, epoch Epoch) error {
+	p.mu.Lock()
+	p.working++
+	if p.working != 1 {
+		p.Errorf("%d processes lead at a time: %q", p.working, p.story)
+	}
+	if n := len(p.epochs); n > 0 && epoch.Compare(p.epochs[n-1]) <= 0 {
+		p.Errorf("epoch %v after %v", epoch, p.epochs[n-1])
+	}
+	p.epochs = append(p.epochs, epoch)
+	p.mu.Unlock()
+	p.note("%s leads", p.name)
+	var err error
+	select {
+	case <-ctx.Done():
+		time.Sleep(p.closing)
+	case err = <-p.fail:
+	}
+	p.mu.Lock()
+	if !p.dead {
+		p.working--
+	}
+	p.mu.Unlock()
+	p.note("%s ended", p.name)
+	return err
+}
+
+// end stops the process and waits for it.
+func (p *process) end() {
+	p.Helper()
+	p.stop()
+	if err := <-p.ended; err != nil {
+		p.Error(err)
+	}
+}
+
+// named is a transport that says whose it is.
+type named struct {
+	name string
+	*http.Transport
+}
+
+func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Process", n.name)
+	return n.Transport.RoundTrip(r)
+}
+
+func from(name string, r *http.Request) bool { return name == "" || r.Header.Get("Process") == name }
+
+// hang lets requests of a process (empty: all) wait until they are given up.
+func hang(name string) func(http.ResponseWriter, *http.Request) bool {
+	return func(_ http.ResponseWriter, r *http.Request) bool {
+		if from(name, r) {
+			<-r.Context().Done()
+		}
+		return !from(name, r)
+	}
+}
+
+func refuseAll(code int, reason metav1.StatusReason) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		refuse(w, code, reason)
+		return false
+	}
+}

@@ -1,0 +1,239 @@
+package leader
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/klog/v2"
+
+	"github.com/cutemarkets/relay/services/internal/lifecycle"
+)
+
+const (
+	userAgent = "relay-fanout"
+	// namespaceFile is where a pod finds the name of its namespace.
+	namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+	// Requests are paced by the retry period; the limit is for what nobody
+	// thought of.
+	requestsPerSecond = 20
+	requestBurst      = 40
+)
+
+// ErrMarket says that an elector was not made for a market.
+var ErrMarket = errors.New("leader: unknown market")
+
+// LeaseConfig says which Leases decide, and how fast. RenewDeadline must be less
+// than Duration and more than 1.2 times RetryPeriod, as client-go demands.
+type LeaseConfig struct {
+	Namespace string // empty: that of the pod
+	Name      string // the Lease of a market is <Name>-<market>
+	// Duration is how long a Lease that is not renewed binds the others; whole
+	// seconds, for a Lease has no fractions.
+	Duration time.Duration
+	// RenewDeadline is how long renewals may fail before the leader gives up.
+	RenewDeadline time.Duration
+	// RetryPeriod is the pause between two renewals, and the least one between
+	// two attempts of a standby, which waits for up to 2.2 of them.
+	RetryPeriod time.Duration
+}
+
+// patience is how long after the start of its last good renewal a leader leads.
+func (c LeaseConfig) patience() time.Duration { return c.RetryPeriod + c.RenewDeadline }
+
+// Kubernetes elects the leader of a market by a Lease (coordination.k8s.io/v1).
+// The Leases must exist: the process gets and updates them and does nothing else.
+//
+// The epoch is the Lease's creation and its transitions. A leadership ends when
+// the Lease could not be renewed in time, or at once when it proves to be
+// another's or gone.
+type Kubernetes struct {
+	// Static after construction.
+	candidates map[string]*candidate
+	client     *http.Client
+}
+
+// InCluster makes a Kubernetes with the service account of the pod it runs in.
+// The log of client-go goes to log from then on, for the whole process.
+func InCluster(c LeaseConfig, markets []string, log *slog.Logger) (*Kubernetes, error) {
+	access, err := rest.InClusterConfig()
+	if errors.Is(err, rest.ErrNotInCluster) {
+		return nil, fmt.Errorf("leader: --leader kubernetes works in a pod only, and KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; elsewhere use static or standby: %w", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("leader: --leader kubernetes needs the token of a service account; the pod must mount it (automountServiceAccountToken): %w", err)
+	}
+	if c.Namespace == "" {
+		namespace, err := os.ReadFile(namespaceFile)
+		if err != nil {
+			return nil, fmt.Errorf("leader: the namespace of the pod is not known; set --lease-namespace: %w", err)
+		}
+		c.Namespace = strings.TrimSpace(string(namespace))
+	}
+	// HTTP/2 would go on using a connection whose other end is gone; by HTTP/1 a
+	// request that timed out takes its connection with it.
+	access.NextProtos = []string{"http/1.1"}
+	klog.SetSlogLogger(log.With(slog.String("component", "client-go")))
+	return NewKubernetes(access, c, markets, log)
+}
+
+// NewKubernetes makes a Kubernetes with access of any kind. Its identity as a
+// holder is the name of the host and something random, so that a container
+// restarted in its pod is another holder.
+func NewKubernetes(access *rest.Config, c LeaseConfig, markets []string, log *slog.Logger) (*Kubernetes, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("leader: name of the host: %w", err)
+	}
+	access = rest.CopyConfig(access)
+	access.UserAgent = userAgent
+	access.ContentType = "application/json"
+	access.QPS, access.Burst = requestsPerSecond, requestBurst
+	access.Timeout = c.RenewDeadline / 2 // a request that hangs leaves time for another
+	client, err := rest.HTTPClientFor(access)
+	if err != nil {
+		return nil, fmt.Errorf("leader: access to Kubernetes: %w", err)
+	}
+	api, err := coordinationv1.NewForConfigAndClient(access, client)
+	if err != nil {
+		return nil, fmt.Errorf("leader: access to Kubernetes: %w", err)
+	}
+	k := &Kubernetes{candidates: make(map[string]*candidate), client: client}
+	identity := host + "_" + rand.Text()
+	for _, market := range markets {
+		name := c.Name + "-" + market
+		k.candidates[market] = &candidate{
+			market:   market,
+			config:   c,
+			name:     name,
+			identity: identity,
+			leases:   api.Leases(c.Namespace),
+			log: log.With(slog.String("component", "leader"), slog.String("market", market),
+				slog.String("lease", c.Namespace+"/"+name)),
+		}
+	}
+	return k, nil
+}
+
+// Run implements Elector. It releases the Lease when ctx has ended and work has
+// returned. It must not run twice at a time for one market.
+func (k *Kubernetes) Run(ctx context.Context, market string, work Work) error {
+	c := k.candidates[market]
+	if c == nil {
+		return fmt.Errorf("%w %q", ErrMarket, market)
+	}
+	defer utilnet.CloseIdleConnectionsFor(k.client.Transport)
+	for ctx.Err() == nil {
+		if err := c.campaign(ctx, work); err != nil {
+			return fmt.Errorf("leader of %s: %w", market, err)
+		}
+	}
+	return nil
+}
+
+// candidate takes part in the election of one market.
+type candidate struct {
+	// Static after construction.
+	market   string
+	config   LeaseConfig
+	name     string // of the Lease
+	identity string
+	leases   coordinationv1.LeaseInterface
+	log      *slog.Logger
+
+	leads   atomic.Bool
+	changes [changeEnd]atomic.Uint64
+	errors  [reasonEnd]atomic.Uint64
+
+	// Owned by the goroutine of the election, or by the caller of Run while
+	// there is none; not thread-safe.
+	last    Epoch  // the newest in which this process led
+	problem Reason // of the last request
+	holder  string // as last seen
+	held    bool   // the API server may hold us for the holder
+}
+
+// campaign takes part in the election until this process has led and leads no
+// more, or ctx ends.
+func (c *candidate) campaign(ctx context.Context, work Work) error {
+	// The election outlives ctx: the Lease is renewed until work has returned.
+	election, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	l := newLock(c, stop)
+	defer l.watchdog.Stop()
+	started := make(chan context.Context, 1)
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock:          l,
+		Name:          c.name,
+		LeaseDuration: c.config.Duration,
+		RenewDeadline: c.config.RenewDeadline,
+		RetryPeriod:   c.config.RetryPeriod,
+		// No ReleaseOnCancel: after failed renewals it would release the Lease
+		// before the context of the leader ends, so while work goes on.
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(led context.Context) { started <- led },
+			OnStoppedLeading: func() {},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	lifecycle.Go("lease "+c.market, func() {
+		defer close(ended)
+		elector.Run(klog.NewContext(election, logr.FromSlogHandler(demoted{c.log.Handler()})))
+	})
+	select {
+	case led := <-started:
+		err = c.lead(ctx, led, l.epoch, work)
+	case <-ctx.Done():
+	}
+	stop(nil)
+	<-ended
+	if err != nil || ctx.Err() != nil {
+		l.release(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+// lead runs work until led or ctx ends.
+func (c *candidate) lead(ctx, led context.Context, epoch Epoch, work Work) error {
+	if led.Err() != nil || ctx.Err() != nil {
+		return nil
+	}
+	working, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(led, cancel)()
+
+	c.change(changeAcquired)
+	c.leads.Store(true)
+	log := c.log.With(slog.String("epoch", epoch.String()))
+	log.Info("leadership acquired", slog.String("identity", c.identity))
+	err := work(working, epoch)
+	ended := working.Err() != nil
+	c.leads.Store(false)
+	switch {
+	case err != nil:
+	case !ended:
+		err = ErrEnded
+	case led.Err() != nil:
+		c.change(changeLost)
+		log.Warn("leadership lost, work has ended", slog.Any("cause", context.Cause(led)))
+		return nil
+	}
+	c.change(changeReleased)
+	log.Info("leadership given up, work has ended")
+	return err
+}
