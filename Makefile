@@ -5,7 +5,10 @@ SHELL := /bin/bash
 
 MODULES  := proto services/internal services/auth services/fanout services/edge hack
 PROGRAMS := services/auth/cmd/auth services/fanout/cmd/fanout services/edge/cmd/edge hack/feedsim/cmd/feedsim hack/dev
+IMAGES   := services/edge/cmd/edge services/fanout/cmd/fanout services/auth/cmd/auth hack/feedsim/cmd/feedsim
+RELEASE  := github.com/cutemarkets/relay/services/internal/version.release
 FUZZTIME ?= 1m
+TAG      ?= dev
 ARGS     ?=
 
 .PHONY: help
@@ -22,13 +25,20 @@ build: ## Build all programs into bin/
 	@echo "building $(notdir $(PROGRAMS)) into bin/ (a few minutes the first time)" >&2
 	@go build -o bin/ $(addprefix ./,$(PROGRAMS))
 
+.PHONY: images
+images: ## Build the images and push them (KO_DOCKER_REPO=registry.example.com/relay TAG=dev)
+	@command -v ko >/dev/null || { echo "images: ko is missing: go install github.com/google/ko@v0.19.1 (or see https://ko.build/install)" >&2; exit 1; }
+	@[ -n "$(KO_DOCKER_REPO)" ] || { echo "images: where to? make images KO_DOCKER_REPO=registry.example.com/relay" >&2; exit 1; }
+	@KO_DOCKER_REPO=$(KO_DOCKER_REPO) GOFLAGS="$(GOFLAGS) -ldflags=-X=$(RELEASE)=$(TAG)" ko build -B -t $(TAG) $(addprefix ./,$(IMAGES))
+
 .PHONY: deps
 deps: ## Install what the tests need beside Go (redis-server, node, chromium, python3-websocket)
 	@hack/scripts/deps
 
 .PHONY: test
-test: deps ## Run all tests with the race detector
-	@go test -race -timeout 10m $(shell go list work | grep -v /hack/e2e)
+test: deps bin/helm3 bin/helm4 ## Run all tests with the race detector
+	@go test -race -timeout 10m $(shell go list work | grep -vE '/hack/(e2e|charttest)')
+	@go test -count 1 ./hack/charttest # a cached result would not know that the chart has changed
 	@go test -race -timeout 15m -parallel 4 ./hack/e2e
 
 .PHONY: bench
@@ -43,6 +53,12 @@ bin/golangci-lint: tools/lint/go.mod
 	@mkdir -p bin
 	@echo "building golangci-lint (a few minutes the first time)" >&2
 	@cd tools/lint && GOWORK=off go build -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+bin/helm3 bin/helm4: bin/helm%: tools/helm%/go.mod
+	@mkdir -p bin
+	@echo "building helm $* (a few minutes the first time)" >&2
+	@cd tools/helm$* && GOWORK=off go build -o $(CURDIR)/$@ helm.sh/helm/v$*/cmd/helm
 	@touch $@
 
 .PHONY: generate

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -36,14 +37,41 @@ const maxFrame = 1 << 20
 
 // Options are the arguments of `feedsim probe`.
 type Options struct {
-	URL    string      `arg:"" name:"url" help:"WebSocket URL, such as ws://127.0.0.1:8080/v1/ws/stocks/."`
-	Key    session.Key `arg:"" name:"key" help:"API key."`
-	Topics string      `arg:"" name:"topics" help:"Topics with commas between them, such as T.AAPL,AM.*."`
+	URL   string   `arg:"" name:"url" help:"WebSocket URL, such as ws://127.0.0.1:8080/v1/ws/stocks/."`
+	Words []string `arg:"" name:"key> <topics" help:"API key, left out with --key-file; and topics with commas between them, such as T.AAPL,AM.*."`
 
+	KeyFile string        `name:"key-file" type:"path" placeholder:"FILE" help:"File with the API key, so that it is no argument that others can see."`
 	Count   int           `name:"count" default:"1" help:"Events to wait for; 0: only for the acknowledgement of every topic."`
 	Timeout time.Duration `name:"timeout" default:"10s" help:"For everything together."`
 	InBand  bool          `name:"in-band" help:"Send the key as an auth message, as the vendor's clients do, and not in the Authorization header."`
 	Verbose bool          `name:"verbose" short:"v" help:"Print what is received."`
+
+	// What Words and KeyFile say.
+	Key    session.Key `kong:"-"`
+	Topics string      `kong:"-"`
+}
+
+// AfterApply takes the key and the topics from the arguments and the key file.
+// The error names the file, never its content.
+func (o *Options) AfterApply() error {
+	switch {
+	case o.KeyFile == "" && len(o.Words) == 2:
+		o.Key, o.Topics = session.Key(o.Words[0]), o.Words[1]
+		return nil
+	case o.KeyFile == "":
+		return errors.New("want a URL, a key and topics; or a URL, topics and --key-file")
+	case len(o.Words) != 1:
+		return errors.New("with --key-file, want a URL and topics and no key")
+	}
+	text, err := os.ReadFile(o.KeyFile)
+	if err != nil {
+		return fmt.Errorf("read key file: %w", err)
+	}
+	o.Key, o.Topics = session.Key(strings.TrimSpace(string(text))), o.Words[0]
+	if o.Key == "" {
+		return fmt.Errorf("read key file %s: it holds no key", o.KeyFile)
+	}
+	return nil
 }
 
 // Validate reports what is wrong with the options.

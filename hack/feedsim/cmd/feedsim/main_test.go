@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +41,9 @@ func TestFlags(t *testing.T) {
 	if c, err = parse("probe", "ws://x", "k", "T.*", "--count", "5", "-v"); err != nil || c.Probe.Count != 5 || !c.Probe.Verbose || c.Probe.Timeout != 10*time.Second {
 		t.Errorf("%+v, %v", c.Probe.Options, err)
 	}
+	if c.Probe.Key != "k" || c.Probe.Topics != "T.*" {
+		t.Error("the key or the topics are others than those given")
+	}
 	for text, args := range map[string][]string{
 		"--key or --key-file": {"serve"},
 		"--rate":              {"serve", "--key", "k", "--rate", "0"},
@@ -46,8 +51,34 @@ func TestFlags(t *testing.T) {
 		"speed":               {"serve", "--key", "k", "--replay-speed", "fast"},
 		"two files":           {"serve", "--key", "k", "--replay", "/x", "--record", "/x"},
 		"--count":             {"probe", "ws://x", "k", "T.*", "--count=-1"},
+		"a key and topics":    {"probe", "ws://x", "T.*"},
 	} {
 		if _, err := parse(args...); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
+
+func TestProbeTakesTheKeyFromAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, empty := filepath.Join(dir, "key"), filepath.Join(dir, "empty")
+	for name, text := range map[string]string{file: " cm_canary\n", empty: "\n"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := parse("probe", "ws://x", "T.*,AM.*", "--key-file", file)
+	if err != nil || c.Probe.Key != "cm_canary" || c.Probe.Topics != "T.*,AM.*" {
+		t.Errorf("%+v, %v", c.Probe.Options, err)
+	}
+	for text, args := range map[string][]string{
+		"no such file": {"ws://x", "T.*", "--key-file", file + "x"},
+		"no key":       {"ws://x", "T.*", "--key-file", empty},
+		"and no key":   {"ws://x", "cm_other", "T.*", "--key-file", file},
+	} {
+		_, err := parse(append([]string{"probe"}, args...)...)
+		if err == nil || !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "cm_") {
 			t.Errorf("%v: %v", args, err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
@@ -159,10 +160,12 @@ type candidate struct {
 
 	// Owned by the goroutine of the election, or by the caller of Run while
 	// there is none; not thread-safe.
-	last    Epoch  // the newest in which this process led
-	problem Reason // of the last request
-	holder  string // as last seen
-	held    bool   // the API server may hold us for the holder
+	last        Epoch     // the newest in which this process led
+	problem     Reason    // of the last request
+	holder      string    // as last seen
+	uid         types.UID // of the Lease
+	transitions int       // the most it had
+	held        bool      // the API server may hold us for the holder
 }
 
 // campaign takes part in the election until this process has led and leads no

@@ -56,7 +56,7 @@ func TestHandOver(t *testing.T) {
 		if got := a.told(); got != "y ended, released" {
 			t.Errorf("happened %q", got)
 		}
-		want := []Epoch{{uint64(created.UnixNano()), 1 << termShift}, {uint64(created.UnixNano()), 2 << termShift}}
+		want := []Epoch{{uint64(created.UnixNano()), 1}, {uint64(created.UnixNano()), 2}}
 		if !slices.Equal(a.epochs, want) {
 			t.Errorf("epochs %v, want %v", a.epochs, want)
 		}
@@ -67,6 +67,25 @@ func TestHandOver(t *testing.T) {
 			if call != "GET "+stocks && call != "PUT "+stocks {
 				t.Errorf("call %s", call)
 			}
+		}
+	})
+}
+
+// TestLeaseEmptied: somebody took the count of leaders away (helm upgrade --force).
+func TestLeaseEmptied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newArena(t, stocks)
+		x := a.join("x", 0)
+		a.await("x leads")
+		y := a.join("y", 0)
+		time.Sleep(10 * time.Second)
+		x.end()
+		a.api.edit(stocks, func(lease *coordination.Lease) { lease.Spec = coordination.LeaseSpec{} })
+		a.await("y leads")
+		y.end()
+		want := []Epoch{{uint64(created.UnixNano()), 1}, {uint64(created.UnixNano()), 2}}
+		if !slices.Equal(a.epochs, want) {
+			t.Errorf("epochs %v, want %v", a.epochs, want)
 		}
 	})
 }
@@ -141,7 +160,7 @@ func TestAPIAway(t *testing.T) {
 					t.Error("changes are miscounted")
 				}
 				// The same holder, so the same transitions.
-				want := []Epoch{{uint64(created.UnixNano()), 1 << termShift}, {uint64(created.UnixNano()), 1<<termShift + 1}}
+				want := []Epoch{{uint64(created.UnixNano()), 1}, {uint64(created.UnixNano()), 2}}
 				if !slices.Equal(a.epochs, want) {
 					t.Errorf("epochs %v, want %v", a.epochs, want)
 				}

@@ -15,10 +15,6 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// termShift makes room for the leaderships that a process can have without
-// another in between, so under the same transitions of the Lease.
-const termShift = 32
-
 // Why a leadership was lost.
 var (
 	errNotRenewed = errors.New("leader: the Lease could not be renewed in time")
@@ -79,6 +75,12 @@ func (l *lock) Create(context.Context, resourcelock.LeaderElectionRecord) error 
 // Update implements resourcelock.Interface.
 func (l *lock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	begun := time.Now()
+	// client-go adds one if there was another holder. Here one is added also if we
+	// were the last to lead, and if somebody has emptied the Lease.
+	record.LeaderTransitions = l.candidate.transitions
+	if !l.led {
+		record.LeaderTransitions++
+	}
 	if err := l.update(ctx, record); err != nil {
 		return err
 	}
@@ -163,8 +165,12 @@ func (l *lock) update(ctx context.Context, record resourcelock.LeaderElectionRec
 
 // see takes what the API server says of the Lease.
 func (l *lock) see(lease *coordination.Lease) {
-	l.lease = lease
 	c := l.candidate
+	transitions := resourcelock.LeaseSpecToLeaderElectionRecord(&lease.Spec).LeaderTransitions
+	if lease.UID != c.uid || transitions > c.transitions {
+		c.uid, c.transitions = lease.UID, transitions
+	}
+	l.lease = lease
 	holder := ""
 	if lease.Spec.HolderIdentity != nil {
 		holder = *lease.Spec.HolderIdentity
@@ -181,7 +187,7 @@ func (l *lock) see(lease *coordination.Lease) {
 func (c *candidate) nextEpoch(lease *coordination.Lease) Epoch {
 	epoch := Epoch{Generation: uint64(lease.CreationTimestamp.UnixNano())}
 	if n := lease.Spec.LeaseTransitions; n != nil {
-		epoch.Term = uint64(*n) << termShift
+		epoch.Term = uint64(*n)
 	}
 	if epoch.Compare(c.last) <= 0 {
 		epoch = Epoch{Generation: c.last.Generation, Term: c.last.Term + 1}
