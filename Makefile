@@ -10,6 +10,9 @@ RELEASE  := github.com/cutemarkets/relay/services/internal/version.release
 FUZZTIME ?= 1m
 TAG      ?= dev
 ARGS     ?=
+# Where a cluster finds the images, if it knows their registry by another name than this machine.
+IMAGE_REGISTRY ?= $(KO_DOCKER_REPO)
+KIND     := KUBECONFIG=$(CURDIR)/.kind/kubeconfig KO_DOCKER_REPO=localhost:5001
 
 .PHONY: help
 help: ## Print this help
@@ -32,7 +35,7 @@ images: ## Build the images and push them (KO_DOCKER_REPO=registry.example.com/r
 	@KO_DOCKER_REPO=$(KO_DOCKER_REPO) GOFLAGS="$(GOFLAGS) -ldflags=-X=$(RELEASE)=$(TAG)" ko build -B -t $(TAG) $(addprefix ./,$(IMAGES))
 
 .PHONY: deps
-deps: ## Install what the tests need beside Go (redis-server, node, chromium, python3-websocket)
+deps: ## Install what tests and lint need beside Go (redis-server, node, chromium, python3-websocket, shellcheck)
 	@hack/scripts/deps
 
 .PHONY: test
@@ -46,7 +49,8 @@ bench: ## Run every benchmark once
 	@go test -run '^$$' -bench . -benchtime 1x work
 
 .PHONY: lint
-lint: bin/golangci-lint ## Lint every module
+lint: bin/golangci-lint ## Lint every module and shell script
+	@hack/scripts/shellcheck
 	@for m in $(MODULES); do echo "lint $$m" >&2; (cd $$m && $(CURDIR)/bin/golangci-lint run --allow-parallel-runners ./...); done
 
 bin/golangci-lint: tools/lint/go.mod
@@ -55,10 +59,10 @@ bin/golangci-lint: tools/lint/go.mod
 	@cd tools/lint && GOWORK=off go build -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	@touch $@
 
-bin/helm3 bin/helm4: bin/helm%: tools/helm%/go.mod
+bin/helm3 bin/helm4: bin/helm%: tools/helm/go.mod
 	@mkdir -p bin
 	@echo "building helm $* (a few minutes the first time)" >&2
-	@cd tools/helm$* && GOWORK=off go build -o $(CURDIR)/$@ helm.sh/helm/v$*/cmd/helm
+	@cd tools/helm && GOWORK=off go build -o $(CURDIR)/$@ helm.sh/helm/v$*/cmd/helm
 	@touch $@
 
 .PHONY: generate
@@ -86,6 +90,37 @@ ci: ## Run what CI runs
 long: deps fuzz ## Run what takes longer than CI may: fuzzing, a million checked events with ten outages
 	@go test -timeout 20m -run 'TestPath|TestReplay' -v ./hack/e2e
 	@echo "long: all passed" >&2
+
+.PHONY: deploy
+deploy: cluster-given images ## Install the chart with a simulated vendor on any cluster (KUBECONFIG=… KO_DOCKER_REPO=…)
+	@IMAGE_REGISTRY=$(IMAGE_REGISTRY) TAG=$(TAG) hack/scripts/deploy $(ARGS)
+
+.PHONY: cluster-test
+cluster-test: IMAGES += hack/watch/cmd/watch
+cluster-test: cluster-given images ## Test the chart on any cluster, in a namespace of its own (KUBECONFIG=… KO_DOCKER_REPO=… KEEP=1)
+	@IMAGE_REGISTRY=$(IMAGE_REGISTRY) TAG=$(TAG) go test -tags kubernetes -count 1 -timeout 30m -v ./hack/e2e/kubernetes
+
+.PHONY: cluster-given
+cluster-given:
+	@[ -n "$${KUBECONFIG:-}" ] || { echo "which cluster? make $(MAKECMDGOALS) KUBECONFIG=FILE KO_DOCKER_REPO=registry.example.com/relay" >&2; exit 1; }
+	@for t in kubectl helm ko; do command -v $$t >/dev/null || { echo "$$t is not on the PATH" >&2; exit 1; }; done
+
+.PHONY: kind-up
+kind-up: ## Make a cluster in Docker, with a registry
+	@mkdir -p .kind
+	@$(KIND) hack/kind/up
+
+.PHONY: kind-deploy
+kind-deploy: ## make deploy on that cluster
+	@$(MAKE) deploy $(KIND)
+
+.PHONY: kind-test
+kind-test: ## make cluster-test on that cluster
+	@$(MAKE) cluster-test $(KIND)
+
+.PHONY: kind-down
+kind-down: ## Remove that cluster and its registry
+	@$(KIND) hack/kind/down
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -25,11 +25,23 @@ func (s *Simulator) Stats() Stats {
 	return Stats{Stocks: s.stocks.Stats(), Options: s.options.Stats()}
 }
 
+// History is the answer to GET /sockets.
+type History struct {
+	Stocks  []market.Change `json:"stocks"`
+	Options []market.Change `json:"options"`
+}
+
+// History tells how many authenticated sockets each market had when.
+func (s *Simulator) History() History {
+	return History{Stocks: s.stocks.History(), Options: s.options.History()}
+}
+
 func (s *Simulator) handleControl(mux *http.ServeMux) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Stats()) })
+	mux.HandleFunc("GET /sockets", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.History()) })
 	mux.HandleFunc("POST /emit", s.emit)
 	mux.HandleFunc("POST /fault/{name}", func(w http.ResponseWriter, r *http.Request) {
 		s.command(w, r.PathValue("name"), r.URL.Query())

@@ -129,6 +129,7 @@ func (s *Simulator) market(o Options, m tape.Market, rule market.LimitRule, acce
 		Rules:          rules,
 		Universe:       universe,
 		Source:         events,
+		Number:         o.Number,
 		Stamp:          o.Stamp,
 		Quiesced:       o.Quiesced,
 		MaxConnections: o.MaxConnections,

@@ -85,6 +85,7 @@ func (q quirks) Unauthorized(k tape.Kind) (refused, after bool) {
 // distortLocked changes the events as the faults want it.
 func (m *Market) distortLocked(events []source.Event, now time.Time) []source.Event {
 	set := oddity.Settings{
+		Number:  m.cfg.Number,
 		Stamp:   m.cfg.Stamp,
 		Numbers: m.faults.Active(fault.Numbers, now) != nil,
 		Keys:    m.faults.Active(fault.Keys, now) != nil,

@@ -62,6 +62,7 @@ type Config struct {
 	Rules          session.Rules // without Quirks
 	Universe       *source.Universe
 	Source         source.Source
+	Number         bool // add its number in its topic to each event
 	Stamp          bool // add the time to each event
 	Quiesced       bool // begin without events, until told to resume
 	MaxConnections int  // authenticated connections at once
@@ -102,6 +103,7 @@ type Market struct {
 	socketsMax int
 	active     []*conn // authenticated and admitted, with their ghosts, the oldest first
 	activeMax  int     // without ghosts
+	history    history // of how many are active, without ghosts
 }
 
 // order is an Emit that goes on.
@@ -192,6 +194,7 @@ func (m *Market) admit(c *conn) bool {
 	}
 	m.active = append(m.active, c)
 	m.activeMax = max(m.activeMax, m.livingLocked())
+	m.history.note(m.livingLocked(), now)
 	return true
 }
 
@@ -277,6 +280,7 @@ func (m *Market) pruneLocked(now time.Time) {
 	}
 	clear(m.active[len(kept):])
 	m.active = kept
+	m.history.note(m.livingLocked(), now)
 }
 
 // carryLocked notes whether a client gets events.

@@ -1,6 +1,7 @@
 // Package oddity changes the bytes of events as a vendor might one day: numbers
 // in other forms, keys and event types that nobody knows, and sequence numbers
-// that do not rise. It also adds the time stamp that latencies are measured by.
+// that do not rise. It also adds what measurements need: the number of an event in
+// its topic, by which a hole is seen, and the time stamp.
 // What comes out is always valid JSON.
 //
 // The package is pure. It owns its buffer and does nothing when nothing is
@@ -29,6 +30,7 @@ const (
 
 // Settings say what to change.
 type Settings struct {
+	Number   bool     // add "n": the events of a topic count from 1 without a hole
 	Stamp    bool     // add "ts"
 	Numbers  bool     // 12.0 and 1e3 for integers
 	Keys     bool     // add keys that nobody knows
@@ -57,10 +59,11 @@ const (
 type Oddity struct {
 	buf    []byte
 	events []source.Event
-	stamp  int64 // the last one
-	fallen int64 // numbers given out by Falling
-	seen   int   // events looked at for Types
-	added  int64 // events added by Types
+	number map[string]int64 // the last one of each topic
+	stamp  int64            // the last one
+	fallen int64            // numbers given out by Falling
+	seen   int              // events looked at for Types
+	added  int64            // events added by Types
 }
 
 // Apply returns the events as they are to be sent. The result is valid until
@@ -88,18 +91,31 @@ func (o *Oddity) Apply(events []source.Event, now time.Time, set Settings) ([]so
 	return o.events, counts
 }
 
-// add appends an event, with its stamp. Stamps rise, so that no two events of a
-// market are the same.
+// add appends an event, with its number and its stamp. Stamps rise, so that no two
+// events of a market are the same. Events that nobody can subscribe to have no
+// topic to be counted in.
 func (o *Oddity) add(e source.Event, now time.Time, set Settings) {
+	if set.Number && e.Kind != source.Foreign {
+		if o.number == nil {
+			o.number = make(map[string]int64)
+		}
+		o.number[e.Topic]++
+		e.Data = o.extend(e.Data, `,"n":`, o.number[e.Topic])
+	}
 	if set.Stamp {
 		o.stamp = max(o.stamp+1, now.UnixNano())
-		start := len(o.buf)
-		o.buf = append(o.buf, e.Data[:len(e.Data)-1]...)
-		o.buf = strconv.AppendInt(append(o.buf, `,"ts":`...), o.stamp, 10)
-		o.buf = append(o.buf, '}')
-		e.Data = o.buf[start:len(o.buf):len(o.buf)]
+		e.Data = o.extend(e.Data, `,"ts":`, o.stamp)
 	}
 	o.events = append(o.events, e)
+}
+
+// extend returns an event with one more key.
+func (o *Oddity) extend(data []byte, key string, n int64) []byte {
+	start := len(o.buf)
+	o.buf = append(o.buf, data[:len(data)-1]...)
+	o.buf = strconv.AppendInt(append(o.buf, key...), n, 10)
+	o.buf = append(o.buf, '}')
+	return o.buf[start:len(o.buf):len(o.buf)]
 }
 
 func (o *Oddity) change(data []byte, set Settings, counts *Counts) []byte {

@@ -27,6 +27,7 @@ func TestApply(t *testing.T) {
 	}{
 		"nothing":  {Settings{}, `{"ev":"T"}`, []string{`{"ev":"T"}`}, Counts{}},
 		"stamp":    {Settings{Stamp: true}, `{"ev":"T"}`, []string{`{"ev":"T"` + stamp}, Counts{}},
+		"number":   {Settings{Number: true, Stamp: true}, `{"ev":"T"}`, []string{`{"ev":"T","n":1` + stamp}, Counts{}},
 		"numbers":  {Settings{Numbers: true}, `{"z":12,"s":1200}`, []string{`{"z":12.0,"s":12e2}`}, Counts{Numbers: 1}},
 		"zero":     {Settings{Numbers: true}, `{"s":0,"z":0}`, []string{`{"s":0e0,"z":0.0}`}, Counts{Numbers: 1}},
 		"small":    {Settings{Numbers: true}, `{"s":7}`, []string{`{"s":7e0}`}, Counts{Numbers: 1}},
@@ -51,6 +52,27 @@ func TestApply(t *testing.T) {
 				t.Errorf("%s: %s, want %s", name, e.Data, c.want[i])
 			}
 		}
+	}
+}
+
+// TestNumber: each topic is counted by itself, over all calls.
+func TestNumber(t *testing.T) {
+	t.Parallel()
+	var o Oddity
+	var got []string
+	for _, topics := range [][]string{{"T.A", "Q.A", "T.A"}, {"T.A", "T.B"}} {
+		var events []source.Event
+		for _, topic := range topics {
+			events = append(events, source.Event{Topic: topic, Data: []byte(`{}`)})
+		}
+		events, _ = o.Apply(events, now, Settings{Number: true, Types: 5})
+		for _, e := range events {
+			got = append(got, string(e.Data))
+		}
+	}
+	want := `{,"n":1} {,"n":1} {,"n":2} {,"n":3} {,"n":1} {"ev":"ZB","sym":"B","n":1}`
+	if strings.Join(got, " ") != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 
