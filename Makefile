@@ -9,6 +9,7 @@ IMAGES   := services/edge/cmd/edge services/fanout/cmd/fanout services/auth/cmd/
 RELEASE  := github.com/cutemarkets/relay/services/internal/version.release
 FUZZTIME ?= 1m
 TAG      ?= dev
+PLATFORM ?= linux/$(shell go env GOARCH)
 ARGS     ?=
 # Where a cluster finds the images, if it knows their registry by another name than this machine.
 IMAGE_REGISTRY ?= $(KO_DOCKER_REPO)
@@ -29,10 +30,10 @@ build: ## Build all programs into bin/
 	@go build -o bin/ $(addprefix ./,$(PROGRAMS))
 
 .PHONY: images
-images: ## Build the images and push them (KO_DOCKER_REPO=registry.example.com/relay TAG=dev)
+images: ## Build the images and push them (KO_DOCKER_REPO=registry.example.com/relay TAG=dev PLATFORM=linux/amd64,linux/arm64)
 	@command -v ko >/dev/null || { echo "images: ko is missing: go install github.com/google/ko@v0.19.1 (or see https://ko.build/install)" >&2; exit 1; }
 	@[ -n "$(KO_DOCKER_REPO)" ] || { echo "images: where to? make images KO_DOCKER_REPO=registry.example.com/relay" >&2; exit 1; }
-	@KO_DOCKER_REPO=$(KO_DOCKER_REPO) GOFLAGS="$(GOFLAGS) -ldflags=-X=$(RELEASE)=$(TAG)" ko build -B -t $(TAG) $(addprefix ./,$(IMAGES))
+	@KO_DOCKER_REPO=$(KO_DOCKER_REPO) GOFLAGS="$(GOFLAGS) -ldflags=-X=$(RELEASE)=$(TAG)" ko build -B --platform=$(PLATFORM) -t $(TAG) $(addprefix ./,$(IMAGES))
 
 .PHONY: deps
 deps: ## Install what tests and lint need beside Go (redis-server, node, chromium, python3-websocket, shellcheck)

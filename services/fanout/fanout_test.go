@@ -101,7 +101,7 @@ func TestValidateLease(t *testing.T) {
 		{"--lease-name makes", func(o *Options) { o.LeaseName = strings.Repeat("a", 57) }},
 		{"--lease-duration is 6.5s, must be whole seconds", func(o *Options) { o.LeaseDuration += time.Second / 2 }},
 		{"--lease-duration is 0s", func(o *Options) { o.LeaseDuration = 0 }},
-		{"--lease-duration is 3s, must be more than --lease-renew-deadline", func(o *Options) { o.LeaseDuration = 3 * time.Second }},
+		{"--lease-duration is 3s, must be at least 6s", func(o *Options) { o.LeaseDuration = 3 * time.Second }},
 		{"--lease-renew-deadline is 1.2s", func(o *Options) { o.LeaseRenewDeadline = 1200 * time.Millisecond }},
 		{"--lease-retry-period is 0s", func(o *Options) { o.LeaseRetryPeriod = 0 }},
 	} {

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
+	"github.com/cutemarkets/relay/services/fanout/internal/upstream"
 	"github.com/cutemarkets/relay/services/internal/grpcx"
 	"github.com/cutemarkets/relay/services/internal/ops"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
@@ -42,7 +43,7 @@ type Options struct {
 	Leader             string        `name:"leader" enum:"kubernetes,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), static (this process, for every market; there must be no other) or standby (never this process)."`
 	LeaseNamespace     string        `name:"lease-namespace" placeholder:"NAME" help:"Namespace of the Leases. Empty: that of the pod."`
 	LeaseName          string        `name:"lease-name" default:"relay-fanout" placeholder:"NAME" help:"The Lease of a market is NAME-MARKET. It must exist; the service account needs get and update on it."`
-	LeaseDuration      time.Duration `name:"lease-duration" default:"8s" help:"How long a Lease that is not renewed binds the others, in whole seconds. What it exceeds the renew deadline and the retry period by is the time to close the upstream, which takes up to 2s."`
+	LeaseDuration      time.Duration `name:"lease-duration" default:"8s" help:"How long a Lease that is not renewed binds the others, in whole seconds. At least the renew deadline, the retry period and 2s, in which the upstream is closed."`
 	LeaseRenewDeadline time.Duration `name:"lease-renew-deadline" default:"5s" help:"How long renewals may fail before the leader gives up."`
 	LeaseRetryPeriod   time.Duration `name:"lease-retry-period" default:"1s" help:"Pause between renewals. A standby looks every 1 to 2.2 of them whether the Lease is free."`
 
@@ -88,8 +89,10 @@ func (o Options) validateLease(check func(ok bool, format string, args ...any)) 
 	}
 	check(o.LeaseDuration >= time.Second && o.LeaseDuration%time.Second == 0,
 		"--lease-duration is %v, must be whole seconds: a Lease has no fractions", o.LeaseDuration)
-	check(o.LeaseDuration > o.LeaseRenewDeadline,
-		"--lease-duration is %v, must be more than --lease-renew-deadline, which is %v", o.LeaseDuration, o.LeaseRenewDeadline)
+	least := o.LeaseRenewDeadline + o.LeaseRetryPeriod + upstream.CloseWait
+	check(o.LeaseDuration >= least,
+		"--lease-duration is %v, must be at least %v: --lease-renew-deadline, --lease-retry-period and %v to close the upstream, or two processes would hold it",
+		o.LeaseDuration, least, upstream.CloseWait)
 	check(o.LeaseRetryPeriod > 0, "--lease-retry-period is %v, must be more than 0", o.LeaseRetryPeriod)
 	check(float64(o.LeaseRenewDeadline) > leaderelection.JitterFactor*float64(o.LeaseRetryPeriod),
 		"--lease-renew-deadline is %v, must be more than %v times --lease-retry-period, which is %v",

@@ -33,8 +33,20 @@
 {{- $wrong = append $wrong "auth.persistence.existingClaim and auth.persistence.ephemeral=true are both given: choose one" }}
 {{- end }}
 {{- with $v.fanout.lease }}
-{{- if not (and (gt (int .duration) (int .renewDeadline)) (gt (mul 10 .renewDeadline) (mul 12 .retryPeriod))) }}
-{{- $wrong = append $wrong "fanout.lease: duration must be longer than renewDeadline, and that longer than 1.2 times retryPeriod" }}
+{{- $least := add .renewDeadline .retryPeriod 2 }}
+{{- if lt (int .duration) (int $least) }}
+{{- $wrong = append $wrong (printf "fanout.lease.duration is %d, must be at least %d: renewDeadline, retryPeriod and 2 to close the upstream, or two fanouts would hold it" (int .duration) $least) }}
+{{- end }}
+{{- if not (gt (mul 10 .renewDeadline) (mul 12 .retryPeriod)) }}
+{{- $wrong = append $wrong "fanout.lease.renewDeadline must be longer than 1.2 times retryPeriod" }}
+{{- end }}
+{{- end }}
+{{- range list "edge --drain-window edge.drainWindow" "fanout --lease- fanout.lease" }}
+{{- $part := splitList " " . }}
+{{- range (index $v (index $part 0)).extraArgs }}
+{{- if hasPrefix (index $part 1) . }}
+{{- $wrong = append $wrong (printf "%s.extraArgs has %s: use %s, from which the chart computes more" (index $part 0) . (index $part 2)) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if $wrong }}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,8 @@ type run struct {
 	client   *http.Client
 	wake     chan struct{} // holds a token while the loop has something to do; never closed
 
-	lingerUntil atomic.Int64 // see lingering; of the present socket
+	lingerUntil atomic.Int64                // see lingering; of the present socket
+	tcp         atomic.Pointer[net.TCPConn] // of the present socket
 
 	// Owned by the loop; not thread-safe.
 	key secret.Secret // of the present connection

@@ -204,7 +204,10 @@ func (k *socket) hangUp() Cause {
 	default:
 		patience := k.run.upstream.times.hangUp
 		k.run.lingerUntil.Store(time.Now().Add(patience).UnixNano())
-		late := time.AfterFunc(patience, k.cutOff)
+		late := time.AfterFunc(patience, func() {
+			k.cutOff()
+			_ = k.run.tcp.Load().Close() // what the library waits for by itself ends with it
+		})
 		_ = k.conn.Close(websocket.StatusNormalClosure, "")
 		late.Stop()
 	}

@@ -29,6 +29,10 @@ import (
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
 )
 
+// CloseWait is how long the vendor may take to end a connection that we close;
+// then it is cut off.
+const CloseWait = 2 * time.Second
+
 // Upstream is the upstream of one market.
 type Upstream struct {
 	// Static after construction.
@@ -66,7 +70,7 @@ func New(url, keyFile string, r *router.Router, log *slog.Logger) *Upstream {
 			write:     10 * time.Second,
 			pingEvery: 20 * time.Second,
 			pingWait:  10 * time.Second,
-			hangUp:    2 * time.Second,
+			hangUp:    CloseWait,
 		},
 		malformed: make([]atomic.Uint64, len(router.AllFaults())),
 	}
@@ -87,7 +91,9 @@ func (u *Upstream) Run(ctx context.Context, epoch leader.Epoch) error {
 		if err != nil {
 			return nil, err
 		}
-		return &lingering{TCPConn: conn.(*net.TCPConn), until: &r.lingerUntil}, nil
+		tcp := conn.(*net.TCPConn)
+		r.tcp.Store(tcp)
+		return &lingering{TCPConn: tcp, until: &r.lingerUntil}, nil
 	}
 	r.lead(ctx, epoch)
 	return nil

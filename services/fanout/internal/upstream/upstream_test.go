@@ -475,16 +475,38 @@ func TestSilence(t *testing.T) {
 
 // TestDeafVendor: a vendor that does not answer the close frame is cut off.
 func TestDeafVendor(t *testing.T) {
-	f := start(t, func(ts *times) { ts.hangUp = 50 * time.Millisecond })
-	p := f.login()
-	f.expectState(live)
-	f.cancel()
-	select {
-	case <-f.returned:
-	case <-time.After(10 * time.Second):
-		t.Fatal("still there")
+	for name, say := range map[string]func(raw net.Conn) error{
+		"silent": func(net.Conn) error { return io.EOF },
+		"goes on": func(raw net.Conn) error {
+			_, err := raw.Write([]byte("\x81\x02[]"))
+			return err
+		},
+		"stops inside a frame": func(raw net.Conn) error {
+			_, err := raw.Write([]byte("\x81\x7e\x01\x00["))
+			return errors.Join(err, io.EOF)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const patience = 500 * time.Millisecond
+			f := start(t, func(ts *times) { ts.hangUp = patience })
+			p := f.login()
+			f.expectState(live)
+			said := make(chan struct{})
+			go func() {
+				defer close(said)
+				for say(p.raw) == nil { //nolint:revive // it says all there is
+				}
+			}()
+			f.cancel()
+			begun := time.Now()
+			<-f.returned
+			if took := time.Since(begun); took > 2*patience {
+				t.Errorf("Run returned after %v", took)
+			}
+			close(p.over)
+			<-said
+		})
 	}
-	close(p.over)
 }
 
 func TestUnreachable(t *testing.T) {
