@@ -68,7 +68,7 @@ func summary(t *testing.T, text string) (s judge.Summary) {
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	redis, _, _ := startRedis(t)
-	c := startCluster(t, cluster.Options{Redis: redis, LogLevel: "info", Args: map[string][]string{"feedsim": {"--number", "--stamp"}}})
+	c := startCluster(t, cluster.Options{Redis: redis, LogLevel: "info", Args: map[string][]string{"feedsim": {"--number=topic", "--stamp"}}})
 	const clients = 6
 	api := crowd(t, c, clients)
 	streaming := func() bool { return summary(t, get(t, api+"/summary")).Streaming == 2*clients }

@@ -292,7 +292,7 @@ func TestEventFaults(t *testing.T) {
 			every(t, raws, `"ev":"LULD"`, `"z":\d+\.0,`)
 		}},
 		"keys":  {"keys", func(t *testing.T, raws []string) { every(t, raws, `"ev"`, `"zz":\{"sym":"ZZBAD"`) }},
-		"types": {"types?every=3", func(t *testing.T, raws []string) { some(t, raws, `^\{"ev":"ZB","sym":"[A-Z.]+","n":\d+\}$`, 1000) }},
+		"types": {"types?every=3", func(t *testing.T, raws []string) { some(t, raws, `^\{"ev":"ZB","sym":"[A-Z.]+","i":\d+\}$`, 1000) }},
 		"repeated": {"sequence?mode=repeated", func(t *testing.T, raws []string) {
 			every(t, raws, `"ev":"[TQ]"`, `"q":1000[,}]`)
 		}},

@@ -22,6 +22,7 @@ import (
 
 	"github.com/cutemarkets/relay/hack/feedsim/fault"
 	"github.com/cutemarkets/relay/hack/feedsim/market"
+	"github.com/cutemarkets/relay/hack/feedsim/oddity"
 	"github.com/cutemarkets/relay/hack/feedsim/recording"
 	"github.com/cutemarkets/relay/hack/feedsim/session"
 	"github.com/cutemarkets/relay/hack/feedsim/source"
@@ -33,6 +34,9 @@ const (
 	headerLimit   = 16 << 10
 	stopTimeout   = 2 * time.Second // for answers of the control API
 )
+
+// numbers are the values of --number.
+var numbers = map[string]oddity.Number{"topic": oddity.ByTopic, "market": oddity.ByMarket}
 
 // Simulator is the vendor's two servers.
 type Simulator struct {
@@ -129,7 +133,7 @@ func (s *Simulator) market(o Options, m tape.Market, rule market.LimitRule, acce
 		Rules:          rules,
 		Universe:       universe,
 		Source:         events,
-		Number:         o.Number,
+		Number:         numbers[o.Number],
 		Stamp:          o.Stamp,
 		Quiesced:       o.Quiesced,
 		MaxConnections: o.MaxConnections,

@@ -33,7 +33,7 @@ type Options struct {
 	Seed     uint64        `name:"seed" group:"Events" default:"1" help:"The sequence of events, and the times of random faults, follow from it."`
 	Start    time.Time     `name:"start" group:"Events" placeholder:"RFC3339" help:"Time the events begin at; without it they carry the time of the clock."`
 	Stamp    bool          `name:"stamp" group:"Events" help:"Append \"ts\", the time in unix nanoseconds, to each event."`
-	Number   bool          `name:"number" group:"Events" help:"Append \"n\" to each event, its number in its topic, from 1 on without a hole."`
+	Number   string        `name:"number" group:"Events" enum:"none,topic,market" default:"none" help:"Append \"n\" to each event: its number in its topic, or in its market as in the ground truth, from 1 on without a hole."`
 	Quiesced bool          `name:"quiesced" group:"Events" help:"Begin without events, until POST /resume, or POST /emit for a number of them."`
 
 	Replay      string          `name:"replay" group:"Events" type:"path" placeholder:"FILE" help:"Send the events of a recording, once, instead of invented ones."`

@@ -95,7 +95,9 @@ func events(t *testing.T, name, market string) (raws []string) {
 func TestTruth(t *testing.T) {
 	t.Parallel()
 	file := truthFile(t)
-	r := quiesced(t, func(o *Options) { o.Truth, o.Stamp, o.MaxConnections, o.Rate = file, true, 2, 50_000 })
+	r := quiesced(t, func(o *Options) {
+		o.Truth, o.Stamp, o.Number, o.MaxConnections, o.Rate = file, true, "market", 2, 50_000
+	})
 	const count = 20_000
 	all := "T.*,Q.*,A.*,AM.*,FMV.*,NOI.*,LULD.*"
 	whole, part := r.subscribe("/stocks", all), r.subscribe("/stocks", "T.AAPL,Q.SPY")
@@ -136,6 +138,9 @@ func TestTruth(t *testing.T) {
 		}
 		if !strings.Contains(string(line.Raw), `,"ts":1`) {
 			t.Fatalf("no stamp in %s", line.Raw)
+		}
+		if !strings.HasSuffix(string(line.Raw), fmt.Sprintf(`,"n":%d}`, n)) {
+			t.Fatalf("not numbered %d: %s", n, line.Raw)
 		}
 		wantAll = append(wantAll, string(line.Raw))
 		if topic := string(line.Topic); topic == "T.AAPL" || topic == "Q.SPY" {

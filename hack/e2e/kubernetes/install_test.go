@@ -71,7 +71,7 @@ func install(t *testing.T, s settings) *kube {
 	args := []string{
 		"--set", "auth.persistence.ephemeral=false", "--set", "auth.persistence.existingClaim=auth",
 		"--set", fmt.Sprintf("edge.drainWindow=%d,edge.preStopSleep=%d", drainWindow, preStopSleep),
-		"--set", "feedsim.extraArgs={--number,--stamp,--symbols=60}",
+		"--set", "feedsim.extraArgs={--number=topic,--stamp,--symbols=60}",
 	}
 	t.Log("installing the chart")
 	deploy := exec.CommandContext(t.Context(), filepath.Join("..", "..", "scripts", "deploy"), args...)

@@ -86,6 +86,7 @@ func (q quirks) Unauthorized(k tape.Kind) (refused, after bool) {
 func (m *Market) distortLocked(events []source.Event, now time.Time) []source.Event {
 	set := oddity.Settings{
 		Number:  m.cfg.Number,
+		Last:    m.sequence,
 		Stamp:   m.cfg.Stamp,
 		Numbers: m.faults.Active(fault.Numbers, now) != nil,
 		Keys:    m.faults.Active(fault.Keys, now) != nil,

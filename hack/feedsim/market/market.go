@@ -62,10 +62,10 @@ type Config struct {
 	Rules          session.Rules // without Quirks
 	Universe       *source.Universe
 	Source         source.Source
-	Number         bool // add its number in its topic to each event
-	Stamp          bool // add the time to each event
-	Quiesced       bool // begin without events, until told to resume
-	MaxConnections int  // authenticated connections at once
+	Stamp          bool          // add the time to each event
+	Number         oddity.Number // to add to each event
+	Quiesced       bool          // begin without events, until told to resume
+	MaxConnections int           // authenticated connections at once
 	OnLimit        LimitRule
 	Buffer         int               // bytes that may wait for one client
 	AuthTimeout    time.Duration     // for the key, from the upgrade on

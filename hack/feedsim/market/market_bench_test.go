@@ -17,6 +17,7 @@ import (
 	"github.com/gobwas/ws"
 	"github.com/gobwas/ws/wsutil"
 
+	"github.com/cutemarkets/relay/hack/feedsim/oddity"
 	"github.com/cutemarkets/relay/hack/feedsim/session"
 	"github.com/cutemarkets/relay/hack/feedsim/source"
 	"github.com/cutemarkets/relay/hack/feedsim/tape"
@@ -29,7 +30,7 @@ import (
 func BenchmarkFeed(b *testing.B) {
 	for _, rate := range []int{10_000, 150_000, 1_000_000} {
 		b.Run(fmt.Sprintf("rate=%d", rate), func(b *testing.B) { benchmarkFeed(b, rate, false) })
-		b.Run(fmt.Sprintf("rate=%d,truth,stamp", rate), func(b *testing.B) { benchmarkFeed(b, rate, true) })
+		b.Run(fmt.Sprintf("rate=%d,truth,stamp,number", rate), func(b *testing.B) { benchmarkFeed(b, rate, true) })
 	}
 }
 
@@ -56,7 +57,7 @@ func newFeed(t testing.TB, rate int, out io.Writer) *feed {
 	now := time.Now()
 	cfg.Source = source.NewTape(tape.Config{Market: tape.Stocks, Symbols: 4000, Rate: rate, Seed: 1, Minute: 5 * time.Second}, time.Time{}, now)
 	if out != nil {
-		cfg.Stamp, cfg.Truth = true, truth.NewWriter(out)
+		cfg.Stamp, cfg.Number, cfg.Truth = true, oddity.ByMarket, truth.NewWriter(out)
 	}
 	m := New(cfg, slog.New(slog.DiscardHandler))
 	srv := httptest.NewServer(m)
@@ -133,7 +134,7 @@ func benchmarkFeed(b *testing.B, rate int, withTruth bool) {
 	b.ReportMetric(float64(s.Sent)/b.Elapsed().Seconds(), "events/s")
 }
 
-// TestEventsDoNotAllocate sends events, with stamps and the ground truth. What a
+// TestEventsDoNotAllocate sends events, with stamps, numbers and the ground truth. What a
 // tick costs is that of its frame and its write, however many events it has.
 func TestEventsDoNotAllocate(t *testing.T) {
 	f := newFeed(t, 20_000, io.Discard)

@@ -1,7 +1,7 @@
 // Package oddity changes the bytes of events as a vendor might one day: numbers
 // in other forms, keys and event types that nobody knows, and sequence numbers
-// that do not rise. It also adds what measurements need: the number of an event in
-// its topic, by which a hole is seen, and the time stamp.
+// that do not rise. It also adds what measurements need: the time stamp, and
+// a number by which a hole is seen.
 // What comes out is always valid JSON.
 //
 // The package is pure. It owns its buffer and does nothing when nothing is
@@ -28,10 +28,22 @@ const (
 	Falling
 )
 
+// Number says by what "n" counts, from 1 on without a hole.
+type Number uint8
+
+// The numbers. Events that nobody can subscribe to have no topic to be counted
+// in.
+const (
+	NoNumber Number = iota
+	ByTopic
+	ByMarket // as the ground truth does
+)
+
 // Settings say what to change.
 type Settings struct {
-	Number   bool     // add "n": the events of a topic count from 1 without a hole
 	Stamp    bool     // add "ts"
+	Number   Number   // add "n", the last key
+	Last     uint64   // of the market's event before, for ByMarket
 	Numbers  bool     // 12.0 and 1e3 for integers
 	Keys     bool     // add keys that nobody knows
 	Sequence Sequence // of "q"
@@ -59,11 +71,11 @@ const (
 type Oddity struct {
 	buf    []byte
 	events []source.Event
-	number map[string]int64 // the last one of each topic
-	stamp  int64            // the last one
-	fallen int64            // numbers given out by Falling
-	seen   int              // events looked at for Types
-	added  int64            // events added by Types
+	number map[string]uint64 // the last one of each topic
+	stamp  int64             // the last one
+	fallen int64             // numbers given out by Falling
+	seen   int               // events looked at for Types
+	added  int64             // events added by Types
 }
 
 // Apply returns the events as they are to be sent. The result is valid until
@@ -92,30 +104,38 @@ func (o *Oddity) Apply(events []source.Event, now time.Time, set Settings) ([]so
 }
 
 // add appends an event, with its number and its stamp. Stamps rise, so that no two
-// events of a market are the same. Events that nobody can subscribe to have no
-// topic to be counted in.
+// events of a market are the same.
 func (o *Oddity) add(e source.Event, now time.Time, set Settings) {
-	if set.Number && e.Kind != source.Foreign {
-		if o.number == nil {
-			o.number = make(map[string]int64)
+	number := o.count(&e, set)
+	if set.Stamp || number > 0 {
+		start := len(o.buf)
+		o.buf = append(o.buf, e.Data[:len(e.Data)-1]...)
+		if set.Stamp {
+			o.stamp = max(o.stamp+1, now.UnixNano())
+			o.buf = strconv.AppendInt(append(o.buf, `,"ts":`...), o.stamp, 10)
 		}
-		o.number[e.Topic]++
-		e.Data = o.extend(e.Data, `,"n":`, o.number[e.Topic])
-	}
-	if set.Stamp {
-		o.stamp = max(o.stamp+1, now.UnixNano())
-		e.Data = o.extend(e.Data, `,"ts":`, o.stamp)
+		if number > 0 {
+			o.buf = strconv.AppendUint(append(o.buf, `,"n":`...), number, 10)
+		}
+		o.buf = append(o.buf, '}')
+		e.Data = o.buf[start:len(o.buf):len(o.buf)]
 	}
 	o.events = append(o.events, e)
 }
 
-// extend returns an event with one more key.
-func (o *Oddity) extend(data []byte, key string, n int64) []byte {
-	start := len(o.buf)
-	o.buf = append(o.buf, data[:len(data)-1]...)
-	o.buf = strconv.AppendInt(append(o.buf, key...), n, 10)
-	o.buf = append(o.buf, '}')
-	return o.buf[start:len(o.buf):len(o.buf)]
+// count returns the number of an event; zero: none.
+func (o *Oddity) count(e *source.Event, set Settings) uint64 {
+	switch {
+	case set.Number == ByMarket:
+		return set.Last + 1 + uint64(len(o.events))
+	case set.Number == ByTopic && e.Kind != source.Foreign:
+		if o.number == nil {
+			o.number = make(map[string]uint64)
+		}
+		o.number[e.Topic]++
+		return o.number[e.Topic]
+	}
+	return 0
 }
 
 func (o *Oddity) change(data []byte, set Settings, counts *Counts) []byte {
@@ -149,7 +169,7 @@ func (o *Oddity) change(data []byte, set Settings, counts *Counts) []byte {
 func (o *Oddity) unknown(topic string) source.Event {
 	o.added++
 	_, ticker, _ := strings.Cut(topic, ".")
-	data := strconv.AppendInt([]byte(`{"ev":"ZB","sym":"`+ticker+`","n":`), o.added, 10)
+	data := strconv.AppendInt([]byte(`{"ev":"ZB","sym":"`+ticker+`","i":`), o.added, 10)
 	return source.Event{Kind: source.Foreign, Symbol: noSymbol, Topic: "ZB." + ticker, Data: append(data, '}')}
 }
 

@@ -27,7 +27,6 @@ func TestApply(t *testing.T) {
 	}{
 		"nothing":  {Settings{}, `{"ev":"T"}`, []string{`{"ev":"T"}`}, Counts{}},
 		"stamp":    {Settings{Stamp: true}, `{"ev":"T"}`, []string{`{"ev":"T"` + stamp}, Counts{}},
-		"number":   {Settings{Number: true, Stamp: true}, `{"ev":"T"}`, []string{`{"ev":"T","n":1` + stamp}, Counts{}},
 		"numbers":  {Settings{Numbers: true}, `{"z":12,"s":1200}`, []string{`{"z":12.0,"s":12e2}`}, Counts{Numbers: 1}},
 		"zero":     {Settings{Numbers: true}, `{"s":0,"z":0}`, []string{`{"s":0e0,"z":0.0}`}, Counts{Numbers: 1}},
 		"small":    {Settings{Numbers: true}, `{"s":7}`, []string{`{"s":7e0}`}, Counts{Numbers: 1}},
@@ -37,7 +36,10 @@ func TestApply(t *testing.T) {
 		"no q":     {Settings{Sequence: Falling}, `{"p":5}`, []string{`{"p":5}`}, Counts{}},
 		"keys":     {Settings{Keys: true}, `{"ev":"T"}`, []string{`{"ev":"T"` + unknownKeys}, Counts{Keys: 1}},
 		"types": {Settings{Types: 1, Stamp: true}, `{"ev":"T"}`,
-			[]string{`{"ev":"T"` + stamp, `{"ev":"ZB","sym":"BRK.A","n":1,"ts":1700000000000000001}`}, Counts{Types: 1}},
+			[]string{`{"ev":"T"` + stamp, `{"ev":"ZB","sym":"BRK.A","i":1,"ts":1700000000000000001}`}, Counts{Types: 1}},
+		"number": {Settings{Number: ByMarket, Last: 41}, `{"ev":"T"}`, []string{`{"ev":"T","n":42}`}, Counts{}},
+		"numbers of what is added": {Settings{Types: 1, Stamp: true, Number: ByMarket}, `{"ev":"T"}`,
+			[]string{`{"ev":"T","ts":1700000000000000000,"n":1}`, `{"ev":"ZB","sym":"BRK.A","i":1,"ts":1700000000000000001,"n":2}`}, Counts{Types: 1}},
 		"huge": {Settings{Huge: 100}, `{"ev":"T"}`,
 			[]string{hugeHead + strings.Repeat("x", 100-len(hugeHead)-len(hugeTail)) + hugeTail, `{"ev":"T"}`}, Counts{}},
 	} {
@@ -65,12 +67,12 @@ func TestNumber(t *testing.T) {
 		for _, topic := range topics {
 			events = append(events, source.Event{Topic: topic, Data: []byte(`{}`)})
 		}
-		events, _ = o.Apply(events, now, Settings{Number: true, Types: 5})
+		events, _ = o.Apply(events, now, Settings{Number: ByTopic, Types: 5})
 		for _, e := range events {
 			got = append(got, string(e.Data))
 		}
 	}
-	want := `{,"n":1} {,"n":1} {,"n":2} {,"n":3} {,"n":1} {"ev":"ZB","sym":"B","n":1}`
+	want := `{,"n":1} {,"n":1} {,"n":2} {,"n":3} {,"n":1} {"ev":"ZB","sym":"B","i":1}`
 	if strings.Join(got, " ") != want {
 		t.Errorf("%s, want %s", got, want)
 	}

@@ -61,10 +61,10 @@ func next(rest []byte) (object, after []byte, err error) {
 	return nil, nil, fmt.Errorf("a frame that is no array of objects: %.80q", rest)
 }
 
-// parseEvent reads what feedsim prints with --number and --stamp.
+// parseEvent reads what feedsim prints with --number=topic and --stamp.
 func parseEvent(object []byte) (event, error) {
 	wrong := func() (event, error) {
-		return event{}, fmt.Errorf("an event without sym, n and ts (feedsim needs --number --stamp): %.80q", object)
+		return event{}, fmt.Errorf("an event without sym, n and ts (feedsim needs --number=topic --stamp): %.80q", object)
 	}
 	if !bytes.HasPrefix(object, eventHead) {
 		return wrong()

@@ -2,7 +2,7 @@
 // disorder, for how long it got nothing, and whether it was told. It keeps the
 // last number of each topic and a few gaps, and no event.
 //
-// The events must be those of a feedsim with --number and --stamp. The package
+// The events must be those of a feedsim with --number=topic and --stamp. The package
 // is pure: it is told the time, starts no goroutine, and its memory is bounded by
 // the topics the client subscribed to.
 package judge

@@ -27,7 +27,7 @@ func TestFlags(t *testing.T) {
 	t.Parallel()
 	c, err := parse("serve", "--key", "a", "--key", "b", "--on-limit", "stocks=kick-oldest,options=reject-newest",
 		"--start", "2026-05-15T13:30:00Z", "--unauthorized", "NOI", "--rate", "1000",
-		"--replay", "/x", "--replay-speed", "2.5x", "--truth", "/t", "--stamp", "--quiesced")
+		"--replay", "/x", "--replay-speed", "2.5x", "--truth", "/t", "--stamp", "--number", "market", "--quiesced")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestFlags(t *testing.T) {
 	if len(o.Keys) != 2 || o.Keys[1] != "b" || o.Rate != 1000 || o.Seed != 1 || o.Minute != 5*time.Second ||
 		o.OnLimit != (feedsim.LimitRules{Stocks: market.KickOldest, Options: market.RejectNewest}) ||
 		!o.Start.Equal(time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC)) || o.Unauthorized[0] != "NOI" ||
-		o.Replay != "/x" || o.ReplaySpeed != 2.5 || o.Truth != "/t" || !o.Stamp || !o.Quiesced {
+		o.Replay != "/x" || o.ReplaySpeed != 2.5 || o.Truth != "/t" || !o.Stamp || o.Number != "market" || !o.Quiesced {
 		t.Errorf("%+v", o)
 	}
 	if c, err = parse("probe", "ws://x", "k", "T.*", "--count", "5", "-v"); err != nil || c.Probe.Count != 5 || !c.Probe.Verbose || c.Probe.Timeout != 10*time.Second {
