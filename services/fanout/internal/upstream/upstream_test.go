@@ -494,7 +494,7 @@ func TestDeafVendor(t *testing.T) {
 			said := make(chan struct{})
 			go func() {
 				defer close(said)
-				for say(p.raw) == nil { //nolint:revive // it says all there is
+				for say(p.raw) == nil {
 				}
 			}()
 			f.cancel()
