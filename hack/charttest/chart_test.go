@@ -67,8 +67,11 @@ func names[T any](objects map[string]T) string {
 func TestHelmsAgree(t *testing.T) {
 	t.Parallel()
 	for _, set := range valueSets {
-		if diff := cmp.Diff(render(t, "helm3", "--values", valuesFile(set)).objects, render(t, "helm4", "--values", valuesFile(set)).objects); diff != "" {
-			t.Errorf("%s: %s", set, diff)
+		first := render(t, helms[0], "--values", valuesFile(set)).objects
+		for _, helm := range helms[1:] {
+			if diff := cmp.Diff(first, render(t, helm, "--values", valuesFile(set)).objects); diff != "" {
+				t.Errorf("%s: %s", set, diff)
+			}
 		}
 	}
 }
@@ -225,8 +228,8 @@ func TestLeadership(t *testing.T) {
 	t.Parallel()
 	eachSet(t, func(t *testing.T, _ string, m *manifests) {
 		var resources []string
-		for _, market := range strings.Split(flag(t, m, "fanout", "--markets"), ",") {
-			resources = append(resources, flag(t, m, "fanout", "--lease-name")+"-"+market)
+		for _, market := range strings.Split(argument(t, m, "fanout", "--markets"), ",") {
+			resources = append(resources, argument(t, m, "fanout", "--lease-name")+"-"+market)
 		}
 		want := []rbacv1.PolicyRule{{
 			APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: resources, Verbs: []string{"get", "update"},

@@ -18,8 +18,8 @@ import (
 	"github.com/cutemarkets/relay/services/fanout"
 )
 
-// flag is the value of a flag in the arguments of a component.
-func flag(t *testing.T, m *manifests, component, name string) string {
+// argument is the value of a flag in the arguments of a component.
+func argument(t *testing.T, m *manifests, component, name string) string {
 	t.Helper()
 	for _, arg := range m.pods()[component].Spec.Containers[0].Args {
 		if value, ok := strings.CutPrefix(arg, name+"="); ok {

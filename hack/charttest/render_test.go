@@ -2,6 +2,7 @@ package charttest
 
 import (
 	"bytes"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +25,21 @@ const (
 	kubeVersion = "1.34.0"
 )
 
+// helms are the binaries under test. Helm 4 alone takes minutes to build where
+// nothing is cached, so CI renders with Helm 3.
 var helms = []string{"helm3", "helm4"}
+
+func TestMain(m *testing.M) {
+	flag.Func("helm", "versions of Helm, such as 3,4 (default both)", func(versions string) error {
+		helms = nil
+		for version := range strings.SplitSeq(versions, ",") {
+			helms = append(helms, "helm"+version)
+		}
+		return nil
+	})
+	flag.Parse()
+	os.Exit(m.Run())
+}
 
 // valueSets are the files of charts/relay/ci, without "-values.yaml".
 var valueSets = []string{"required", "try", "full"}
