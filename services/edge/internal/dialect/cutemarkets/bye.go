@@ -12,7 +12,7 @@ import (
 // the status before the close.
 const (
 	holdCredential = 150 * time.Millisecond
-	holdRetried    = 1250 * time.Millisecond // a second by the clock of a client that reads late, too
+	holdRetried    = time.Second
 )
 
 // Close codes of the product, and those of RFC 6455 section 7.4.1 and of its
