@@ -49,12 +49,17 @@ type Service struct {
 	grpc       *grpcx.Server
 	feed       *feedserver.Server
 	elector    leader.Elector
-	upstreams  map[string]*upstream.Upstream
-	routers    map[string]*router.Router
-	markets    []string
+	markets    []market
 	elects     bool // others may lead as well
 
 	ran atomic.Bool
+}
+
+// market is one market and its parts.
+type market struct {
+	name     string
+	router   *router.Router
+	upstream *upstream.Upstream
 }
 
 // New makes the service. It opens no listener and no connection.
@@ -84,20 +89,16 @@ func New(o Options) (_ *Service, err error) {
 		operations: ops.New(o.Operations, t),
 		grpc:       server,
 		elector:    elector,
-		upstreams:  make(map[string]*upstream.Upstream),
-		routers:    make(map[string]*router.Router),
-		markets:    o.Markets,
 		elects:     o.Leader == leaderKubernetes,
 	}
 	var routers []*router.Router
 	var upstreams []*upstream.Upstream
-	for _, market := range o.Markets {
-		r := router.New(market, o.EdgeQueueBytes)
+	for _, name := range o.Markets {
+		r := router.New(name, o.EdgeQueueBytes)
 		u := upstream.New(o.UpstreamURL, o.UpstreamKeyFile, r, t.Logger)
 		routers = append(routers, r)
 		upstreams = append(upstreams, u)
-		s.upstreams[market] = u
-		s.routers[market] = r
+		s.markets = append(s.markets, market{name, r, u})
 	}
 	s.feed = feedserver.New(routers, t.Logger)
 	feedv1.RegisterFeedServiceServer(server, s.feed)
@@ -169,18 +170,17 @@ func (s *Service) Run(ctx context.Context) (err error) {
 		}
 		return nil
 	})
-	s.telemetry.Logger.Info("fanout", slog.String("address", address.String()), slog.Any("markets", s.markets))
-
 	group := lifecycle.NewGroup(s.telemetry.Logger)
 	group.Add("operations", s.operations.Run)
 	group.Add("grpc", s.grpc.Run)
 	group.Add("feed", s.feed.Run)
-	for _, market := range s.markets {
-		group.Add("leader "+market, func(ctx context.Context) error {
+	for _, m := range s.markets {
+		s.telemetry.Logger.Info("relaying", slog.String("market", m.name), slog.String("address", address.String()))
+		group.Add("leader "+m.name, func(ctx context.Context) error {
 			if s.elects {
-				awaitEdges(ctx, func() int { return s.routers[market].Stats().Edges })
+				awaitEdges(ctx, func() int { return m.router.Stats().Edges })
 			}
-			return s.elector.Run(ctx, market, s.upstreams[market].Run)
+			return s.elector.Run(ctx, m.name, m.upstream.Run)
 		})
 	}
 	return group.Run(ctx)

@@ -36,8 +36,9 @@ const (
 // ErrMarket says that an elector was not made for a market.
 var ErrMarket = errors.New("leader: unknown market")
 
-// LeaseConfig says which Leases decide, and how fast. RenewDeadline must be less
-// than Duration and more than 1.2 times RetryPeriod, as client-go demands.
+// LeaseConfig says which Leases decide, and how fast. RenewDeadline must be more
+// than 1.2 times RetryPeriod, as client-go demands, and Duration more than both
+// together by the time that work needs to end.
 type LeaseConfig struct {
 	Namespace string // empty: that of the pod
 	Name      string // the Lease of a market is <Name>-<market>
