@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 MODULES  := proto services/internal services/auth services/fanout services/edge hack
-PROGRAMS := services/auth/cmd/auth services/fanout/cmd/fanout services/edge/cmd/edge hack/feedsim/cmd/feedsim hack/dev
+PROGRAMS := services/auth/cmd/auth services/fanout/cmd/fanout services/edge/cmd/edge hack/feedsim/cmd/feedsim hack/loadtest/cmd/loadtest hack/dev
 IMAGES   := services/edge/cmd/edge services/fanout/cmd/fanout services/auth/cmd/auth hack/feedsim/cmd/feedsim
 RELEASE  := github.com/cutemarkets/relay/services/internal/version.release
 FUZZTIME ?= 1m
@@ -53,6 +53,11 @@ chart-test: bin/helm3 bin/helm4 ## Render the chart with Helm 3 and Helm 4
 bench: ## Run every benchmark once
 	@go test -run '^$$' -bench . -benchtime 1x work
 
+.PHONY: bench-edge
+bench-edge: build deps ## Measure an edge beside what the kernel itself costs, about ten minutes (ARGS="--rounds 1 --shapes S2b400 …"; ARGS=--help tells more)
+	@go build -o bin/ ./hack/benchedge/cmd/benchedge
+	@bin/benchedge $(ARGS)
+
 .PHONY: lint
 lint: bin/golangci-lint ## Lint every module and shell script
 	@hack/scripts/shellcheck
@@ -92,8 +97,9 @@ ci: ## Run what CI runs
 	@.ci/run
 
 .PHONY: long
-long: deps fuzz chart-test ## Run what takes longer than CI may: fuzzing, Helm 4, a million checked events with ten outages
+long: deps fuzz chart-test ## Run what takes longer than CI may: fuzzing, Helm 4, a million checked events with ten outages, bench-edge
 	@go test -timeout 20m -run 'TestPath|TestReplay' -v ./hack/e2e
+	@$(MAKE) bench-edge
 	@echo "long: all passed" >&2
 
 .PHONY: deploy
@@ -129,4 +135,4 @@ kind-down: ## Remove that cluster and its registry
 
 .PHONY: clean
 clean: ## Remove what was built
-	@rm -rf bin .dev tools/buf/node_modules
+	@rm -rf bin .bench .dev tools/buf/node_modules

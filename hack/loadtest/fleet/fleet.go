@@ -146,6 +146,7 @@ type Fleet struct {
 	incoming []*Plan
 	accepted int // plans, all in all
 	closes   []closing
+	hurries  []*Conn
 	notes    []note
 	woken    bool
 	stopped  bool
@@ -154,9 +155,10 @@ type Fleet struct {
 
 	// Owned by Run; not thread-safe.
 	collected struct { // taken from above, the arrays in turns
-		plans  []*Plan
-		closes []closing
-		notes  []note
+		plans   []*Plan
+		closes  []closing
+		hurries []*Conn
+		notes   []note
 	}
 	counts    Stats
 	begins    int
@@ -231,6 +233,19 @@ func (f *Fleet) Close(c *Conn, code int) {
 	}
 	c.closing = true
 	f.closes = append(f.closes, closing{c, code})
+	f.wakeLocked()
+}
+
+// Hurry lifts the read limit of a connection, from the next round of the loop on:
+// what waits in the kernel is read, and with it how the server ended the
+// connection.
+func (f *Fleet) Hurry(c *Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return
+	}
+	f.hurries = append(f.hurries, c)
 	f.wakeLocked()
 }
 
@@ -343,6 +358,7 @@ func (f *Fleet) collect() {
 	f.mu.Lock()
 	in.plans, f.incoming = f.incoming, in.plans[:0]
 	in.closes, f.closes = f.closes, in.closes[:0]
+	in.hurries, f.hurries = f.hurries, in.hurries[:0]
 	in.notes, f.notes = f.notes, in.notes[:0]
 	f.woken = false
 	f.stats, f.begun = f.counts, f.begins
@@ -357,7 +373,11 @@ func (f *Fleet) collect() {
 	for _, order := range in.closes {
 		f.closeByUs(order.c, order.code, ReasonClosed)
 	}
+	for _, c := range in.hurries {
+		f.hurry(c)
+	}
 	clear(in.plans)
+	clear(in.hurries)
 	clear(in.closes)
 	clear(in.notes)
 }
@@ -374,6 +394,18 @@ func (f *Fleet) expire() {
 	}
 }
 
+// hurry lifts a limit.
+func (f *Fleet) hurry(c *Conn) {
+	c.limit = 0
+	switch {
+	case c.over:
+	case c.tls != nil:
+		c.tls.readMore(carrySize)
+	default:
+		f.again = append(f.again, c)
+	}
+}
+
 // readSlow gives each slow reader its bytes.
 func (f *Fleet) readSlow() {
 	if len(f.slow) == 0 || f.now < f.slowNext {
@@ -382,7 +414,7 @@ func (f *Fleet) readSlow() {
 	f.slowNext = f.now + slowTick
 	kept := f.slow[:0]
 	for _, c := range f.slow {
-		if c.over || c.hangup {
+		if c.over || c.hangup || c.limit == 0 {
 			continue
 		}
 		kept = append(kept, c)

@@ -103,7 +103,7 @@ func (w *worker) second(i int) {
 		w.Event(latency, 128+w.rng.IntN(20))
 	}
 	for range received / 3 {
-		w.Frame(3*138 + 6)
+		w.Frames(1, 3*138+6)
 	}
 	for range 200 {
 		w.Lag(w.around(120*time.Microsecond, 0.7))

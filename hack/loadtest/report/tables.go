@@ -116,7 +116,6 @@ func loss(r tally.Result) table {
 			{"missing in announced gaps", number(l.MissingAnnounced)},
 			{"duplicates", number(l.Duplicates)},
 			{"out of order", number(l.Disordered)},
-			{"altered", number(l.Altered)},
 		}
 	}
 	if !l.Judged {

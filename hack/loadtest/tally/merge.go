@@ -112,7 +112,6 @@ func (l *Loss) add(o Loss) {
 	l.MissingAnnounced += o.MissingAnnounced
 	l.Duplicates += o.Duplicates
 	l.Disordered += o.Disordered
-	l.Altered += o.Altered
 	l.Misframed += o.Misframed
 	for _, topic := range o.Topics {
 		i := slices.IndexFunc(l.Topics, func(there TopicLoss) bool { return there.Topic == topic.Topic })

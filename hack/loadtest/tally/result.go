@@ -104,7 +104,6 @@ type Loss struct {
 	MissingAnnounced uint64      `json:"missing_announced"` // within announced gaps
 	Duplicates       uint64      `json:"duplicates"`
 	Disordered       uint64      `json:"disordered"`
-	Altered          uint64      `json:"altered"`
 	Misframed        uint64      `json:"misframed"` // frames that are no array of events; counted in any case
 	Topics           []TopicLoss `json:"topics,omitempty"`
 }

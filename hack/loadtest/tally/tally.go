@@ -221,11 +221,11 @@ func (t *Tally) Event(latency time.Duration, bytes int) {
 	t.mu.Unlock()
 }
 
-// Frame takes down a data frame of so many bytes on the wire.
-func (t *Tally) Frame(bytes int) {
+// Frames takes down so many data frames, and the bytes on the wire they came with.
+func (t *Tally) Frames(count, bytes uint64) {
 	t.mu.Lock()
-	t.totals.Frames++
-	t.totals.FrameBytes += uint64(bytes)
+	t.totals.Frames += count
+	t.totals.FrameBytes += bytes
 	t.mu.Unlock()
 }
 

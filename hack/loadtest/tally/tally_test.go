@@ -32,7 +32,7 @@ func TestRecordersDoNotAllocate(t *testing.T) {
 		y.Advance(second)
 		y.Event(time.Millisecond, 135)
 		y.Event(NoStamp, 135)
-		y.Frame(139)
+		y.Frames(1, 139)
 		y.Connected(time.Millisecond)
 		y.Upgraded(2 * time.Millisecond)
 		y.Ready(3 * time.Millisecond)

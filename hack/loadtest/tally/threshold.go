@@ -25,7 +25,7 @@ counts (LIMIT is a number)
   closes closes.CODE                      connections ended by the server or the network; CODE is a WebSocket close code
   events frames unstamped ahead           received; without a stamp; before their stamp (the clocks differ)
   loss missing missing.announced          expected events not received: all, outside announced gaps, within them
-  duplicates disordered altered           events received wrongly
+  duplicates disordered                   events received wrongly
   misframed                               frames that are no array of events
   gaps gaps.announced gaps.unannounced    as seen by connections
   saturated                               testers that were the limit themselves
@@ -303,7 +303,6 @@ var figures = map[string]figure{
 	"missing.announced":     judged(func(l Loss) uint64 { return l.MissingAnnounced }),
 	"duplicates":            judged(func(l Loss) uint64 { return l.Duplicates }),
 	"disordered":            judged(func(l Loss) uint64 { return l.Disordered }),
-	"altered":               judged(func(l Loss) uint64 { return l.Altered }),
 	"events/s":              rate(plain, func(events, _ float64) float64 { return events }),
 	"bytes/s":               rate(size, func(_, bytes float64) float64 { return bytes }),
 	"server.cpu/event":      server(duration, func(s ServerFigures) float64 { return float64(s.CPUPerEvent) }),
