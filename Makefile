@@ -54,7 +54,7 @@ bench: ## Run every benchmark once
 	@go test -run '^$$' -bench . -benchtime 1x work
 
 .PHONY: bench-edge
-bench-edge: build deps ## Measure an edge beside what the kernel itself costs, about ten minutes (ARGS="--rounds 1 --shapes S2b400 …"; ARGS=--help tells more)
+bench-edge: build deps ## Measure an edge beside what the kernel itself costs, about half an hour (ARGS="--parts delivery --shapes S2b400 …"; ARGS=--help tells more)
 	@go build -o bin/ ./hack/benchedge/cmd/benchedge
 	@bin/benchedge $(ARGS)
 
@@ -97,8 +97,9 @@ ci: ## Run what CI runs
 	@.ci/run
 
 .PHONY: long
-long: deps fuzz chart-test ## Run what takes longer than CI may: fuzzing, Helm 4, a million checked events with ten outages, bench-edge
+long: deps fuzz chart-test ## Run what takes longer than CI may: fuzzing, Helm 4, a million checked events with ten outages, soak, stop, bench-edge
 	@go test -timeout 20m -run 'TestPath|TestReplay' -v ./hack/e2e
+	@go test -tags long -timeout 45m -run 'TestSoak|TestStop' -v ./hack/e2e
 	@$(MAKE) bench-edge
 	@echo "long: all passed" >&2
 

@@ -9,7 +9,8 @@
 // publisher and the rest of the relay share another one. Each measurement is a
 // fresh server process with fresh connections; servers take turns within a
 // round, and the order rotates from round to round, so that ratios are taken of
-// neighbours.
+// neighbours. What has no floor is measured of the edge alone: the memory of idle
+// connections, handshakes and storms of them, and what slow clients do.
 //
 // Run starts processes, the goroutine of a fleet and that of a publisher; all
 // have ended when it returns. A server that cannot keep up makes the publisher
@@ -24,6 +25,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cutemarkets/relay/hack/benchedge/floor"
@@ -33,27 +36,83 @@ import (
 
 // Options are the flags of a run.
 type Options struct {
-	Connections int           `default:"5000" help:"Connections to each server."`
-	Rounds      int           `default:"3" help:"Measurements of each server and shape."`
-	Shapes      []string      `default:"S1r10,S2r95,S2b400,S2r400,S1r200" help:"Shapes to measure: S1r10, S2r95, S2b400, S2r400, S1r200."`
+	Parts       []string      `default:"delivery,ceiling,memory,handshakes,slow" help:"What to measure: delivery, ceiling, memory, handshakes, slow."`
+	Engine      string        `default:"auto" enum:"auto,epoll,portable" help:"Engine of the edge. auto: what the edge takes by itself."`
+	Connections int           `default:"5000" help:"Connections to each server in delivery, ceiling and handshakes."`
+	Rounds      int           `default:"5" help:"Measurements of each server and shape, of handshakes and of slow clients."`
+	Shapes      []string      `default:"S1r10,S2r95,S2b400,S2r400,S1r200" help:"Shapes of delivery: S1r10, S2r95, S2b400, S2r400, S1r200."`
 	Window      time.Duration `default:"3s" help:"Time that is measured."`
 	WarmUp      time.Duration `default:"1s" help:"Time with events before it."`
 	Quiet       time.Duration `default:"500ms" help:"Time without events before that."`
-	Ceiling     int           `default:"2000" help:"Events per second, spread over the topics of S2, up to which it is tried what a server can hold. 0: it is not tried."`
-	Dir         string        `default:".bench" help:"Folder for results, logs and what the relay keeps."`
+	Ceiling     int           `default:"2000" help:"Events per second, spread over the topics of S2, up to which it is tried what a server can hold."`
+
+	Sockets    int           `default:"15000" help:"Idle connections in memory, and connections of the storm in handshakes."`
+	MemoryWait time.Duration `default:"60s" help:"Time from the last handshake to the look at the memory."`
+	Pprof      bool          `help:"Store a heap profile of each edge in memory, and print where most of it was allocated."`
+
+	SlowConnections int           `default:"10000" help:"Connections in slow; one in a hundred of them reads nothing, and another one 5 KB/s."`
+	SlowRate        int           `default:"50" help:"Events per second in slow, spread over the topics of S2."`
+	SlowWindow      time.Duration `default:"20s" help:"Time that is measured in slow."`
+
+	Dir string `default:".bench" help:"Folder for results, logs and what the relay keeps."`
 }
+
+// The parts of a run, in their order.
+const (
+	partDelivery   = "delivery"
+	partCeiling    = "ceiling"
+	partMemory     = "memory"
+	partHandshakes = "handshakes"
+	partSlow       = "slow"
+)
+
+var parts = []string{partDelivery, partCeiling, partMemory, partHandshakes, partSlow}
+
+// engineAuto is the engine that an edge takes by itself.
+const engineAuto = "auto"
 
 // Validate is called by kong.
 func (o Options) Validate() error {
-	if o.Connections < 1 || o.Rounds < 1 || o.Window <= 0 || o.WarmUp < 0 || o.Quiet < 0 || o.Ceiling < 0 {
-		return errors.New("--connections, --rounds and --window must be more than 0, --warm-up, --quiet and --ceiling at least 0")
-	}
-	for _, name := range o.Shapes {
-		if _, ok := shape.ByName(name); !ok {
-			return fmt.Errorf("--shapes: %s is not one of S1r10, S2r95, S2b400, S2r400, S1r200", name)
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	return nil
+	check(len(o.Parts) > 0, "--parts is empty")
+	for _, name := range o.Parts {
+		check(slices.Contains(parts, name), "--parts: %s is not one of %s", name, strings.Join(parts, ", "))
+	}
+	check(o.Connections > 0, "--connections is %d, must be more than 0", o.Connections)
+	check(o.Rounds > 0, "--rounds is %d, must be more than 0", o.Rounds)
+	for _, name := range o.Shapes {
+		_, ok := shape.ByName(name)
+		check(ok, "--shapes: %s is not one of S1r10, S2r95, S2b400, S2r400, S1r200", name)
+	}
+	check(o.Window > 0 && o.SlowWindow > 0, "--window and --slow-window must be more than 0")
+	check(o.WarmUp >= 0 && o.Quiet >= 0 && o.MemoryWait >= 0, "--warm-up, --quiet and --memory-wait must not be negative")
+	check(o.Ceiling >= firstRate, "--ceiling is %d, must be at least %d (--parts leaves the part out)", o.Ceiling, firstRate)
+	check(o.Sockets >= fewerSockets, "--sockets is %d, must be at least %d", o.Sockets, fewerSockets)
+	check(o.SlowConnections >= slowShare, "--slow-connections is %d, must be at least %d", o.SlowConnections, slowShare)
+	check(o.SlowRate > 0, "--slow-rate is %d, must be more than 0", o.SlowRate)
+	return errors.Join(errs...)
+}
+
+func (o Options) has(part string) bool { return slices.Contains(o.Parts, part) }
+
+// users is how many users the relay needs: each has one connection.
+func (o Options) users() int {
+	n := 0
+	if o.has(partDelivery) || o.has(partCeiling) || o.has(partHandshakes) {
+		n = o.Connections
+	}
+	if o.has(partMemory) || o.has(partHandshakes) {
+		n = max(n, o.Sockets)
+	}
+	if o.has(partSlow) {
+		n = max(n, o.SlowConnections)
+	}
+	return n
 }
 
 // The servers that are compared, by their names in figures.
@@ -147,6 +206,28 @@ func (b *bench) pin(pid int) error {
 }
 
 func (b *bench) measure(ctx context.Context) error {
+	for _, part := range []struct {
+		name string
+		run  func(ctx context.Context) error
+	}{
+		{partDelivery, b.deliveries},
+		{partCeiling, b.ceilings},
+		{partMemory, b.memories},
+		{partHandshakes, b.handshakes},
+		{partSlow, b.slows},
+	} {
+		if !b.options.has(part.name) {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
+			return fmt.Errorf("benchedge: %s: %w", part.name, err)
+		}
+	}
+	return nil
+}
+
+// deliveries measures each server under each shape, in turns.
+func (b *bench) deliveries(ctx context.Context) error {
 	for round := range b.options.Rounds {
 		for _, name := range b.options.Shapes {
 			s, _ := shape.ByName(name) // validated
@@ -155,7 +236,7 @@ func (b *bench) measure(ctx context.Context) error {
 				server := servers[(i+round)%len(servers)]
 				samples, err := b.run(ctx, server, s, round)
 				if err != nil {
-					return fmt.Errorf("benchedge: %s under %s: %w", server.name, s.Name, err)
+					return fmt.Errorf("%s under %s: %w", server.name, s.Name, err)
 				}
 				for _, sample := range samples {
 					b.say("%d/%d %-7s %s", round+1, b.options.Rounds, s.Name, sample)
@@ -164,26 +245,18 @@ func (b *bench) measure(ctx context.Context) error {
 			}
 		}
 	}
-	if b.options.Ceiling == 0 {
-		return nil
-	}
-	for _, server := range b.servers() {
-		c, err := b.ceiling(ctx, server)
-		if err != nil {
-			return fmt.Errorf("benchedge: ceiling of %s: %w", server.name, err)
-		}
-		b.result.Ceilings = append(b.result.Ceilings, c)
-	}
 	return nil
 }
 
 func (b *bench) servers() []server {
 	return []server{
-		{nameEdge, b.startEdge},
+		b.edge(),
 		{nameWrite, func(ctx context.Context) (*instance, error) { return b.startFloor(ctx, floor.Write) }},
 		{nameWritev, func(ctx context.Context) (*instance, error) { return b.startFloor(ctx, floor.Writev) }},
 	}
 }
+
+func (b *bench) edge() server { return server{nameEdge, b.startEdge} }
 
 // say prints a line of progress.
 func (b *bench) say(format string, args ...any) {

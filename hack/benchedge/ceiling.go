@@ -5,6 +5,7 @@ package benchedge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/cutemarkets/relay/hack/benchedge/shape"
@@ -16,6 +17,18 @@ const (
 	maxTries    = 3
 	settleTime  = 500 * time.Millisecond // with events, before the window of each step
 )
+
+// ceilings finds out what each server can hold.
+func (b *bench) ceilings(ctx context.Context) error {
+	for _, server := range b.servers() {
+		c, err := b.ceiling(ctx, server)
+		if err != nil {
+			return fmt.Errorf("%s: %w", server.name, err)
+		}
+		b.result.Ceilings = append(b.result.Ceilings, c)
+	}
+	return nil
+}
 
 // ceiling raises the rate of S2 until a server falls behind.
 func (b *bench) ceiling(ctx context.Context, s server) (c Ceiling, err error) {

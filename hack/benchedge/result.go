@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,17 +16,21 @@ import (
 )
 
 // version of the stored form of a Result.
-const version = 1
+const version = 2
 
 // Result is all that a run found out.
 type Result struct {
-	Version  int       `json:"version"`
-	Started  time.Time `json:"started"`
-	Took     float64   `json:"took_seconds"`
-	Options  Options   `json:"options"`
-	Notes    []string  `json:"notes"` // what makes the figures worth less
-	Samples  []Sample  `json:"samples"`
-	Ceilings []Ceiling `json:"ceilings"`
+	Version    int          `json:"version"`
+	Started    time.Time    `json:"started"`
+	Took       float64      `json:"took_seconds"`
+	Options    Options      `json:"options"`
+	Notes      []string     `json:"notes"` // what makes the figures worth less
+	Samples    []Sample     `json:"samples"`
+	Ceilings   []Ceiling    `json:"ceilings"`
+	Memory     []Memory     `json:"memory"`
+	Handshakes []Handshakes `json:"handshakes"`
+	Storms     []Storm      `json:"storms"`
+	Slow       []Slow       `json:"slow"`
 }
 
 // Sample is one measurement of one server under one shape.
@@ -46,6 +51,7 @@ type Sample struct {
 	Due          uint64  `json:"deliveries_due"` // the sum of the subscribers of each event
 	Deliveries   uint64  `json:"deliveries"`
 	Reads        uint64  `json:"client_reads"`
+	Writes       float64 `json:"writes_per_delivery,omitempty"` // by the server's own count; 0: it has none
 	CPU          float64 `json:"server_cpu_us_per_delivery"`
 	UserCPU      float64 `json:"server_user_cpu_us_per_delivery"`
 	ServerShare  float64 `json:"server_core_share"`
@@ -87,6 +93,9 @@ func (s *Sample) take(from, to mark, sh shape.Shape) {
 	s.Seconds = to.at.Sub(from.at).Seconds()
 	s.Events, s.Due = to.events-from.events, to.deliveries-from.deliveries
 	s.Deliveries, s.Reads = to.stats.Events-from.stats.Events, to.stats.Reads-from.stats.Reads
+	if events := to.counted.events - from.counted.events; events > 0 {
+		s.Writes = (to.counted.writes - from.counted.writes) / events
+	}
 	s.perMoment = float64(s.Due) / float64(max(s.Events, 1)) * float64(sh.Burst)
 	s.ServerShare = used.Run.Seconds() / s.Seconds
 	s.WaitShare = used.Wait.Seconds() / s.Seconds
@@ -123,6 +132,14 @@ func (s Sample) ReadsPerDelivery() float64 {
 	return float64(s.Reads) / float64(s.Deliveries)
 }
 
+// WritesPerDelivery is by the server's own count; NaN: it has none.
+func (s Sample) WritesPerDelivery() float64 {
+	if s.Writes == 0 {
+		return math.NaN()
+	}
+	return s.Writes
+}
+
 // DeliveriesPerSecond is the rate in the window.
 func (s Sample) DeliveriesPerSecond() float64 { return float64(s.Deliveries) / s.Seconds }
 
@@ -140,7 +157,10 @@ func (s Sample) String() string {
 }
 
 func newResult(o Options, started time.Time) *Result {
-	return &Result{Version: version, Started: started.UTC(), Options: o, Notes: []string{}, Samples: []Sample{}, Ceilings: []Ceiling{}}
+	return &Result{
+		Version: version, Started: started.UTC(), Options: o, Notes: []string{}, Samples: []Sample{}, Ceilings: []Ceiling{},
+		Memory: []Memory{}, Handshakes: []Handshakes{}, Storms: []Storm{}, Slow: []Slow{},
+	}
 }
 
 func (r *Result) store(dir string) (path string, err error) {
@@ -155,12 +175,16 @@ func (r *Result) store(dir string) (path string, err error) {
 	return path, nil
 }
 
-// of returns a figure of all samples of a server and shape, by round.
+// of returns a figure of all samples of a server and shape, by round; NaN is
+// none.
 func (r *Result) of(server, shape string, figure func(Sample) float64) []float64 {
 	var out []float64
 	for _, s := range r.Samples {
-		if s.Server == server && s.Shape == shape {
-			out = append(out, figure(s))
+		if s.Server != server || s.Shape != shape {
+			continue
+		}
+		if v := figure(s); !math.IsNaN(v) {
+			out = append(out, v)
 		}
 	}
 	return out

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -28,16 +29,21 @@ const publisherWait = time.Second
 // connectTimeout bounds the handshakes of all connections.
 const connectTimeout = 2 * time.Minute
 
+// perSource is how many connections come from one address: with more, the
+// kernel searches long for a free port.
+const perSource = 5000
+
 // trial is one server with its connections.
 type trial struct {
-	bench         *bench
-	instance      *instance
-	clients       *clients
-	fleet         *fleet.Fleet
-	subscriptions [][]int
-	fanOut        []int
-	end           func() error // ends the fleet
-	measured      atomic.Bool
+	bench    *bench
+	instance *instance
+	clients  *clients
+	fleet    *fleet.Fleet
+	end      func() error               // ends the fleet
+	plan     func(i int, p *fleet.Plan) // adds to the plan of a connection; nil: nothing
+	fanOut   []int                      // subscribers of each topic
+	window   time.Duration
+	measured atomic.Bool
 }
 
 // run measures one server under one shape.
@@ -74,9 +80,8 @@ func (b *bench) run(ctx context.Context, s server, sh shape.Shape, round int) ([
 
 // begins starts a server and connects; it measures handshakes and memory.
 func (b *bench) begins(ctx context.Context, s server, sh shape.Shape, sample *Sample) (_ *trial, err error) {
-	subscriptions := sh.Subscriptions(b.options.Connections)
-	t := &trial{bench: b, subscriptions: subscriptions, fanOut: sh.FanOut(subscriptions)}
-	if t.instance, err = s.start(ctx); err != nil {
+	t, err := b.launch(ctx, s, kind{awake: true})
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -84,61 +89,112 @@ func (b *bench) begins(ctx context.Context, s server, sh shape.Shape, sample *Sa
 			err = errors.Join(err, t.stop(ctx))
 		}
 	}()
-	t.clients = newClients(b.options.Connections, &t.measured, func(tag int) error { return t.open(tag, time.Now().Add(retryAfter)) })
-	if t.fleet, err = fleet.New(t.clients, fleet.Options{BusyPoll: true, HandshakeTimeout: connectTimeout}); err != nil {
-		return nil, err
-	}
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	ended := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		ended <- errors.Join(process.Lower(), t.fleet.Run(run))
-	}()
-	t.end = func() error { cancel(); return <-ended }
-
-	pid := t.instance.pid
-	memory, err := process.RSS(pid)
+	subscriptions := sh.Subscriptions(b.options.Connections)
+	t.fanOut = sh.FanOut(subscriptions)
+	t.plan = func(i int, p *fleet.Plan) { p.Topics = shape.TopicList(subscriptions[i]) }
+	memory, err := process.RSS(t.instance.pid)
 	if err != nil {
 		return nil, err
 	}
-	before, err := process.Usage(pid)
-	if err != nil {
-		return nil, err
-	}
-	start := time.Now()
-	for i := range subscriptions {
-		if err := t.open(i, start); err != nil {
-			return nil, err
-		}
-	}
-	if err := t.clients.await(ctx, connectTimeout); err != nil {
-		return nil, err
-	}
-	took := time.Since(start)
-	after, err := process.Usage(pid)
+	o, err := t.connect(ctx, 0, b.options.Connections, 0)
 	if err != nil {
 		return nil, err
 	}
 	if err := wait(ctx, b.options.Quiet); err != nil {
 		return nil, err
 	}
-	settled, err := process.RSS(pid)
+	settled, err := process.RSS(t.instance.pid)
 	if err != nil {
 		return nil, err
 	}
 	n := float64(b.options.Connections)
 	sample.Connections = b.options.Connections
-	sample.HandshakesPerSecond = n / took.Seconds()
-	sample.HandshakeCPU = milliseconds(after.Sub(before).Run) / n * 1000
+	sample.HandshakesPerSecond = n / o.took.Seconds()
+	sample.HandshakeCPU = milliseconds(o.used.Run) / n * 1000
 	sample.MemoryPerConnection = float64(settled-memory) / n
 	return t, nil
 }
 
+// kind is what clients are like.
+type kind struct {
+	awake      bool   // they never sleep, so that no server pays for waking them
+	together   bool   // they connect all at once
+	persistent bool   // they try again for as long as it takes
+	aside      *aside // some of them; nil: none
+}
+
+// launch starts a server that has no connections yet.
+func (b *bench) launch(ctx context.Context, s server, k kind) (t *trial, err error) {
+	t = &trial{bench: b, window: b.options.Window}
+	if t.instance, err = s.start(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.gather(ctx, k); err != nil {
+		return nil, errors.Join(err, t.stop(ctx))
+	}
+	return t, nil
+}
+
+// gather begins a fleet without connections.
+func (t *trial) gather(ctx context.Context, k kind) (err error) {
+	t.clients = newClients(&t.measured, func(tag int) error { return t.open(tag, time.Now().Add(retryAfter)) }, k)
+	o := fleet.Options{BusyPoll: k.awake, HandshakeTimeout: connectTimeout}
+	if k.together {
+		o.InFlight = t.bench.options.users()
+	}
+	if t.fleet, err = fleet.New(t.clients, o); err != nil {
+		return err
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	f := t.fleet
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		ended <- errors.Join(process.Lower(), f.Run(run))
+	}()
+	t.end = func() error { cancel(); return <-ended }
+	return nil
+}
+
+// opening is what it took to open connections.
+type opening struct {
+	begin time.Time
+	took  time.Duration // from the first connect to the last acknowledgement
+	used  process.CPU   // of the server
+}
+
+// connect opens some connections, one each interval (0: all are due at once),
+// and returns when they are ready.
+func (t *trial) connect(ctx context.Context, first, count int, interval time.Duration) (o opening, err error) {
+	before, err := process.Usage(t.instance.pid)
+	if err != nil {
+		return o, err
+	}
+	t.clients.expect(first + count)
+	o.begin = time.Now()
+	for i := range count {
+		if err := t.open(first+i, o.begin.Add(time.Duration(i)*interval)); err != nil {
+			return o, err
+		}
+	}
+	err = t.clients.await(ctx, connectTimeout)
+	o.took = time.Since(o.begin)
+	after, failure := process.Usage(t.instance.pid)
+	o.used = after.Sub(before)
+	return o, errors.Join(err, failure)
+}
+
 // open asks for a connection.
 func (t *trial) open(i int, at time.Time) error {
-	p := fleet.Plan{Scheduled: at, Target: t.instance.target, Topics: shape.TopicList(t.subscriptions[i]), Tag: i}
+	p := fleet.Plan{Scheduled: at, Target: t.instance.target, Tag: i}
+	if i >= perSource {
+		p.Source = netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + i/perSource)})
+	}
 	if t.instance.keys != nil {
 		p.Key = t.instance.keys[i]
+	}
+	if t.plan != nil {
+		t.plan(i, &p)
 	}
 	return t.fleet.Open(p)
 }
@@ -150,6 +206,18 @@ type mark struct {
 	stats      fleet.Stats
 	events     uint64
 	deliveries uint64
+	counted    counts
+}
+
+// counts are the server's own; zero: it has none.
+type counts struct{ writes, events float64 }
+
+func (t *trial) counts(ctx context.Context) (c counts, err error) {
+	if t.instance.operations == nil {
+		return c, nil
+	}
+	m, err := t.instance.operations.Metrics(ctx)
+	return counts{writes: m.Sum("relay_edge_writes_total"), events: m.Sum("relay_edge_events_total")}, err
 }
 
 func (t *trial) mark(sent func() (events, deliveries uint64)) (m mark, err error) {
@@ -166,7 +234,7 @@ func (t *trial) stream(ctx context.Context, sh shape.Shape, warmUp time.Duration
 	publishing, cancel := context.WithCancel(publishing)
 	defer cancel()
 	group.Go(func() error { return p.Run(publishing) })
-	from, to, err := t.window(publishing, warmUp, p.Sent)
+	from, to, err := t.measure(publishing, warmUp, p.Sent)
 	cancel()
 	if err = errors.Join(err, t.halt(ctx, group)); err != nil {
 		return err
@@ -183,7 +251,7 @@ func (t *trial) streamBare(ctx context.Context, sh shape.Shape, sample *Sample) 
 		return err
 	}
 	start := time.Now()
-	from, to, err := t.window(ctx, t.bench.options.WarmUp, func() (events, deliveries uint64) {
+	from, to, err := t.measure(ctx, t.bench.options.WarmUp, func() (events, deliveries uint64) {
 		events = uint64(time.Since(start)/sh.Interval()) + 1
 		return events, events * uint64(t.fanOut[0])
 	})
@@ -195,9 +263,15 @@ func (t *trial) streamBare(ctx context.Context, sh shape.Shape, sample *Sample) 
 	return t.instance.toggleBare()
 }
 
-// window waits until it is over; sent are the counters of the publisher.
-func (t *trial) window(ctx context.Context, warmUp time.Duration, sent func() (events, deliveries uint64)) (from, to mark, err error) {
+// measure waits until the window is over; sent are the counters of the
+// publisher. The server is asked for its own counts outside of what is measured,
+// because the answer costs it something.
+func (t *trial) measure(ctx context.Context, warmUp time.Duration, sent func() (events, deliveries uint64)) (from, to mark, err error) {
 	if err := wait(ctx, warmUp); err != nil {
+		return from, to, err
+	}
+	before, err := t.counts(ctx)
+	if err != nil {
 		return from, to, err
 	}
 	t.clients.reset()
@@ -206,10 +280,14 @@ func (t *trial) window(ctx context.Context, warmUp time.Duration, sent func() (e
 	if from, err = t.mark(sent); err != nil {
 		return from, to, err
 	}
-	if err := wait(ctx, t.bench.options.Window); err != nil {
+	if err := wait(ctx, t.window); err != nil {
 		return from, to, err
 	}
-	to, err = t.mark(sent)
+	if to, err = t.mark(sent); err != nil {
+		return from, to, err
+	}
+	from.counted = before
+	to.counted, err = t.counts(ctx)
 	return from, to, err
 }
 
@@ -228,6 +306,13 @@ func (t *trial) halt(ctx context.Context, group *errgroup.Group) error {
 	}
 }
 
+// leave ends all connections and waits until their locks are free.
+func (t *trial) leave(ctx context.Context) error {
+	err := t.end()
+	t.end = nil
+	return errors.Join(err, t.bench.relay.awaitFree(ctx))
+}
+
 // stop ends the connections, then the server.
 func (t *trial) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -240,7 +325,7 @@ func (t *trial) stop(ctx context.Context) error {
 	if t.instance.stop != nil {
 		err = errors.Join(err, t.instance.stop(ctx))
 		for range t.instance.dropped {
-			t.clients.trouble("writes that a full socket did not take")
+			t.clients.note("writes that a full socket did not take")
 		}
 		t.instance.stop = nil
 	}

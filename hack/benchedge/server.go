@@ -15,9 +15,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cutemarkets/relay/hack/benchedge/floor"
+	"github.com/cutemarkets/relay/hack/benchedge/operations"
 	"github.com/cutemarkets/relay/hack/benchedge/publisher"
 	"github.com/cutemarkets/relay/hack/benchedge/shape"
 	"github.com/cutemarkets/relay/hack/benchedge/vendor"
@@ -38,8 +40,10 @@ type instance struct {
 	keys    []string // one for each connection; nil: none is needed
 	framing publisher.Framing
 	events  io.Writer // to the server
-	stop    func(ctx context.Context) error
-	dropped int // writes that a full socket did not take, known after stop
+	// operations is its operations listener; nil: it has none.
+	operations *operations.Listener
+	stop       func(ctx context.Context) error
+	dropped    int // writes that a full socket did not take, known after stop
 	// toggleBare begins or ends a bare loop at the pace of bareShape; nil: the
 	// server has none.
 	toggleBare func() error
@@ -103,6 +107,7 @@ func (b *bench) startFloor(ctx context.Context, mode floor.Mode) (_ *instance, e
 type relay struct {
 	cluster *cluster.Cluster
 	redis   *exec.Cmd
+	locks   *redis.Client
 	vendor  *vendor.Vendor
 	target  *fleet.Target
 	group   *errgroup.Group
@@ -111,7 +116,8 @@ type relay struct {
 
 // startRelay starts a relay whose vendor is ours, and stops its edge again.
 func (b *bench) startRelay(ctx context.Context) (_ *relay, err error) {
-	b.say("starting redis-server, auth, fanout and edge, with %d users", b.options.Connections)
+	users := b.options.users()
+	b.say("starting redis-server, auth, fanout and edge, with %d users", users)
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &relay{cancel: cancel, group: new(errgroup.Group)}
 	defer func() {
@@ -127,17 +133,24 @@ func (b *bench) startRelay(ctx context.Context) (_ *relay, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	redis, err := r.startRedis(ctx, dir)
+	address, err := r.startRedis(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
+	edge := []string{"--markets=stocks", "--drain-window=0s"}
+	if b.options.Engine != engineAuto {
+		edge = append(edge, "--engine="+b.options.Engine)
+	}
+	if b.options.Pprof {
+		edge = append(edge, "--pprof")
+	}
 	r.cluster, err = cluster.Start(ctx, cluster.Options{
-		Edges: 1, Fanouts: 1, Users: b.options.Connections, Redis: redis, Rate: 1, Processes: true,
+		Edges: 1, Fanouts: 1, Users: users, Redis: address, Rate: 1, Processes: true,
 		Binaries: b.binaries, Dir: dir, Ports: cluster.FreePorts, LogLevel: "warn",
 		Args: map[string][]string{
 			"feedsim": {"--quiesced"},
 			"fanout":  {"--markets=stocks", "--upstream-url=" + r.vendor.URL()},
-			"edge":    {"--markets=stocks", "--drain-window=0s"},
+			"edge":    edge,
 		},
 	})
 	if err != nil {
@@ -170,8 +183,30 @@ func (r *relay) startRedis(ctx context.Context, dir string) (address string, err
 	if err := cmd.Start(); err != nil {
 		return "", fmt.Errorf("benchedge: %w", err)
 	}
-	r.redis = cmd
+	r.redis, r.locks = cmd, redis.NewClient(&redis.Options{Addr: address})
 	return address, nil
+}
+
+// freeTimeout is longer than a lock lives that nobody holds.
+const freeTimeout = 30 * time.Second
+
+// awaitFree waits until nobody has a lock.
+func (r *relay) awaitFree(ctx context.Context) error {
+	const tick = 20 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, freeTimeout)
+	defer cancel()
+	for {
+		n, err := r.locks.DBSize(ctx).Result()
+		if err != nil {
+			return fmt.Errorf("benchedge: locks: %w", err)
+		}
+		if n == 0 {
+			return nil
+		}
+		if wait(ctx, tick) != nil {
+			return fmt.Errorf("benchedge: %d locks are held %s after all connections have ended", n, freeTimeout)
+		}
+	}
 }
 
 func (r *relay) stop(ctx context.Context) error {
@@ -184,6 +219,7 @@ func (r *relay) stop(ctx context.Context) error {
 	r.cancel()
 	errs = append(errs, r.group.Wait())
 	if r.redis != nil {
+		errs = append(errs, r.locks.Close())
 		errs = append(errs, r.redis.Process.Signal(os.Interrupt))
 		_ = r.redis.Wait() // how Redis ends does not matter
 	}
@@ -197,9 +233,10 @@ func (b *bench) startEdge(ctx context.Context) (*instance, error) {
 		return nil, err
 	}
 	info := c.Info()
+	listener := operations.New(info.Operations[edgePart])
 	i := &instance{
 		pid: info.Pids[edgePart], target: b.relay.target, keys: info.Users,
-		framing: publisher.Vendor, events: b.relay.vendor,
+		framing: publisher.Vendor, events: b.relay.vendor, operations: &listener,
 		stop: func(ctx context.Context) error { return c.StopPart(ctx, edgePart) },
 	}
 	return i, b.pin(i.pid)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -28,10 +27,11 @@ var deliveries = []column{
 	{"user µs", func(s Sample) float64 { return s.UserCPU }, decimals(2), true, false},
 	{"per second", Sample.DeliveriesPerSecond, thousands, false, false},
 	{"of due", Sample.Served, decimals(2), true, false},
+	{"writes", Sample.WritesPerDelivery, decimals(2), true, false},
 	{"reads", Sample.ReadsPerDelivery, decimals(2), false, false},
-	{"p50 ms", func(s Sample) float64 { return s.Latency.P50 }, short, false, true},
+	{"p50 ms", func(s Sample) float64 { return s.Latency.P50 }, short, true, true},
 	{"p99 ms", func(s Sample) float64 { return s.Latency.P99 }, short, true, true},
-	{"p99.9 ms", func(s Sample) float64 { return s.Latency.P999 }, short, false, false},
+	{"p99.9 ms", func(s Sample) float64 { return s.Latency.P999 }, short, true, true},
 	{"core %", func(s Sample) float64 { return 100 * s.ServerShare }, decimals(0), false, false},
 	{"wait %", func(s Sample) float64 { return 100 * s.WaitShare }, decimals(0), false, false},
 	{"clients %", func(s Sample) float64 { return 100 * s.ClientShare }, decimals(0), false, false},
@@ -61,10 +61,25 @@ const maxFloor = 1.10
 func (r *Result) Print(out io.Writer) {
 	p := printer{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
 	p.line()
+	if len(r.Samples) > 0 {
+		r.printDeliveries(p)
+	}
+	r.printCeilings(p)
+	r.printMemory(p)
+	r.printHandshakes(p)
+	r.printSlow(p)
+	p.text("")
+	for _, note := range slices.Concat(r.Notes, r.remarks()) {
+		p.text("Note: " + note)
+	}
+	_ = p.w.Flush() // a terminal that is gone is no reason to stop
+}
+
+func (r *Result) printDeliveries(p printer) {
 	p.text("Of several rounds: min / median / max, or the median. All but the latencies are per delivered event. user: CPU outside the kernel. of due: below")
-	p.text("0.97 a server falls behind, and its latencies are those of a backlog. reads: of the clients, at most the writes of the server. core: how busy the")
-	p.text("server was; wait: how long others had its core while it was ready; clients: how busy these were. late: p99 of the publisher, which the latencies")
-	p.text("do not include. Ratios are taken round by round.")
+	p.text("0.97 a server falls behind, and its latencies are those of a backlog. writes: by the edge's own count. reads: of the clients, at most the writes of")
+	p.text("the server. core: how busy the server was; wait: how long others had its core while it was ready; clients: how busy these were. late: p99 of the")
+	p.text("publisher, which the latencies do not include. Ratios are taken round by round.")
 	for _, name := range r.Options.Shapes {
 		s, _ := shape.ByName(name)
 		pace := "evenly"
@@ -87,12 +102,6 @@ func (r *Result) Print(out io.Writer) {
 			r.print(p, openings, names, openingRows, openingPairs)
 		}
 	}
-	r.printCeilings(p)
-	p.text("")
-	for _, note := range slices.Concat(r.Notes, r.remarks()) {
-		p.text("Note: " + note)
-	}
-	_ = p.w.Flush() // a terminal that is gone is no reason to stop
 }
 
 // printer writes rows of cells.
@@ -148,10 +157,8 @@ func (r *Result) row(p printer, title string, columns []column, values func(colu
 		cell := ""
 		if v := values(c); len(v) > 0 {
 			filled = true
-			s := NewSpread(v)
-			cell = c.format(s.Median)
-			if c.spread && len(v) > 1 {
-				cell = c.format(s.Min) + " / " + cell + " / " + c.format(s.Max)
+			if cell = c.format(NewSpread(v).Median); c.spread {
+				cell = spread(v, c.format)
 			}
 		}
 		cells = append(cells, cell)
@@ -240,6 +247,21 @@ func (r *Result) remarks() []string {
 			troubles[s.Server+", "+what] += n
 		}
 	}
+	for _, m := range r.Memory {
+		for what, n := range m.Troubles {
+			troubles[fmt.Sprintf("memory, topics: %d, %s", m.Topics, what)] += n
+		}
+	}
+	for _, h := range r.Handshakes {
+		for what, n := range h.Troubles {
+			troubles["handshakes, "+what] += n
+		}
+	}
+	for _, s := range r.Slow {
+		for what, n := range s.Troubles {
+			troubles["slow, the others, "+what] += n
+		}
+	}
 	for _, what := range slices.Sorted(maps.Keys(troubles)) {
 		out = append(out, fmt.Sprintf("%s: %s in all.", what, thousands(float64(troubles[what]))))
 	}
@@ -248,29 +270,4 @@ func (r *Result) remarks() []string {
 		out = append(out, fmt.Sprintf("%s costs %.2f times a bare loop of write, more than %.2f: the machine was busy with something else, or the floor is none.", nameWrite, s.Median, maxFloor))
 	}
 	return out
-}
-
-func decimals(n int) func(float64) string {
-	return func(v float64) string { return strconv.FormatFloat(v, 'f', n, 64) }
-}
-
-// short has three digits that count, more or less.
-func short(v float64) string {
-	switch {
-	case v >= 100:
-		return decimals(0)(v)
-	case v >= 10:
-		return decimals(1)(v)
-	default:
-		return decimals(2)(v)
-	}
-}
-
-// thousands is a whole number with commas.
-func thousands(v float64) string {
-	digits := decimals(0)(v)
-	for i := len(digits) - 3; i > 0; i -= 3 {
-		digits = digits[:i] + "," + digits[i:]
-	}
-	return digits
 }

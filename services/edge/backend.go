@@ -5,6 +5,7 @@ import (
 
 	"github.com/cutemarkets/relay/services/edge/internal/authn"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/engine"
 	"github.com/cutemarkets/relay/services/edge/internal/lock"
 	"github.com/cutemarkets/relay/services/edge/internal/principal"
 	"github.com/cutemarkets/relay/services/internal/secret"
@@ -22,10 +23,10 @@ func (b backend) Authenticate(ctx context.Context, market string, credential sec
 }
 
 // Acquire implements engine.Backend.
-func (b backend) Acquire(ctx context.Context, p principal.Principal, lost func(dialect.Reason)) (func(context.Context), dialect.Reason) {
-	lease, reason := b.locks.Acquire(ctx, p.UserID, lost)
+func (b backend) Acquire(ctx context.Context, p principal.Principal, o engine.Owner) (engine.Lock, dialect.Reason) {
+	lease, reason := b.locks.Acquire(ctx, p.UserID, uint64(o))
 	if reason != dialect.OK {
 		return nil, reason
 	}
-	return lease.Release, dialect.OK
+	return lease, dialect.OK
 }

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/cutemarkets/relay/services/edge/internal/authn"
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect/cutemarkets"
 	"github.com/cutemarkets/relay/services/edge/internal/engine"
 	"github.com/cutemarkets/relay/services/edge/internal/feed"
@@ -107,7 +108,7 @@ func (s *Service) build() (err error) {
 	if s.redis, err = lock.NewClient(o.Redis, o.EdgeID); err != nil {
 		return err
 	}
-	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID}, s.redis, t.Meter("lock"), t.Logger); err != nil {
+	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Lost: s.lockLost}, s.redis, t.Meter("lock"), t.Logger); err != nil {
 		return err
 	}
 	s.feed, err = feed.New(feed.Config{Target: o.FanoutAddress, Markets: o.Markets, EdgeID: o.EdgeID, TLS: o.FanoutTLS}, t)
@@ -123,8 +124,10 @@ func (s *Service) build() (err error) {
 		interests[market] = s.feed.Interest(market)
 	}
 	s.engine, err = engine.New(engine.Config{
-		Markets: interests, Backend: backend{authenticator, s.locks}, Meter: t.Meter("engine"), Logger: t.Logger,
-		MaxConnections: connections, QueueBytes: o.QueueBytes, UpstreamGrace: o.UpstreamGrace,
+		Markets: interests, Meter: t.Meter("engine"), Logger: t.Logger,
+		Backend: backend{authenticator, s.locks},
+		Kind:    engine.Kind(o.Engine), MaxConnections: connections,
+		QueueBytes: o.QueueBytes, QueueAge: o.QueueAge, UpstreamGrace: o.UpstreamGrace,
 		Refused: func(client netip.Addr) { s.front.Failed(client) },
 	})
 	if err != nil {
@@ -136,6 +139,10 @@ func (s *Service) build() (err error) {
 	})
 	return err
 }
+
+// lockLost is called by the locks, which exist before the engine but hold nothing
+// until it asks.
+func (s *Service) lockLost(owner uint64, r dialect.Reason) { s.engine.Lost(engine.Owner(owner), r) }
 
 func (s *Service) statusPage(authenticator *authn.Authenticator) *status.Handler {
 	live := func(market string) func() bool {

@@ -23,7 +23,9 @@ type Options struct {
 	InBandAuth     bool          `name:"in-band-auth" default:"true" negatable:"" help:"Take the key as first message too, as the vendor's SDKs send it."`
 	MaxConnections int           `name:"max-connections" default:"0" help:"Sockets of this edge; further ones get 503. 0: nine tenths of the open files that the system allows."`
 	MaxTopics      int           `name:"max-topics" default:"1000" help:"Topics of one socket."`
-	QueueBytes     int           `name:"queue-bytes" default:"1048576" help:"Bytes that may wait for one slow client; beyond, it is closed with 1008."`
+	Engine         string        `name:"engine" default:"auto" enum:"auto,epoll,portable" help:"How client sockets are carried: epoll (event loops; Linux, without TLS here), portable (goroutines), or auto: epoll where it can be."`
+	QueueBytes     int           `name:"queue-bytes" default:"1048576" help:"Bytes that may wait for one slow client; at half of it the client is warned, beyond it closed with 1008."`
+	QueueAge       time.Duration `name:"queue-age" default:"5s" help:"How long the oldest of these bytes may wait; after 1s the client is warned, after this closed with 1008."`
 	UpstreamGrace  time.Duration `name:"upstream-grace" default:"0s" help:"Close sockets (1011) of a market whose upstream has been gone for longer. 0: never; clients are told of the gap."`
 	DrainWindow    time.Duration `name:"drain-window" default:"10s" help:"Time over which the closes (1012) are spread when the edge stops."`
 	EdgeID         string        `name:"edge-id" placeholder:"NAME" help:"Name of this edge, unique among live ones. Empty: the host's name and random digits."`
@@ -54,6 +56,8 @@ func (o Options) Validate() error {
 	check(o.FanoutAddress != "", "--fanout-address is missing: the host:port of the fanout pods")
 	check(o.MaxConnections >= 0, "--max-connections is %d, must be 0 or more", o.MaxConnections)
 	check(o.QueueBytes >= engine.MinQueueBytes, "--queue-bytes is %d, must be at least %d", o.QueueBytes, engine.MinQueueBytes)
+	check(o.QueueAge > 0, "--queue-age is %s, must be more than 0", o.QueueAge)
+	check(o.Engine != string(engine.Epoll) || o.Front.TLSCertFile == "", "--engine epoll does not carry TLS: leave out --tls-cert-file, or choose --engine auto")
 	check(o.UpstreamGrace >= 0, "--upstream-grace is %s, must be 0 or more", o.UpstreamGrace)
 	check(o.DrainWindow >= 0, "--drain-window is %s, must be 0 or more", o.DrainWindow)
 	if _, err := o.connectionLimit(); err != nil {

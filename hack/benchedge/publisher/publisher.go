@@ -65,7 +65,7 @@ func New(s shape.Shape, fanOut []int, framing Framing, out io.Writer, measured *
 }
 
 // Sent returns how many events were written so far, and how many deliveries
-// they ask for. It may be called from any goroutine.
+// they ask for, both without ballast. It may be called from any goroutine.
 func (p *Publisher) Sent() (events, deliveries uint64) {
 	return p.events.Load(), p.deliveries.Load()
 }
@@ -115,12 +115,16 @@ func (p *Publisher) Run(ctx context.Context) error {
 // tick appends the events of the next moment and returns how many deliveries
 // they ask for.
 func (p *Publisher) tick() (deliveries int) {
-	first := p.ticks * p.shape.Burst
+	count := p.shape.Burst + p.shape.Ballast
+	first := p.ticks * count
 	p.ticks++
 	p.frame = p.frame[:0]
-	for i := range p.shape.Burst {
-		topic := p.choice.Next()
-		deliveries += p.fanOut[topic]
+	for i := range count {
+		topic := shape.BallastTopic
+		if i < p.shape.Burst {
+			topic = p.choice.Next()
+			deliveries += p.fanOut[topic]
+		}
 		if p.framing == Lines {
 			p.buf = append(shape.AppendSymbol(p.buf, topic), ' ')
 			p.buf = append(shape.AppendEvent(p.buf, topic, first+i, time.Now().UnixNano()), '\n')

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -32,6 +33,11 @@ func (r *recorder) Write(b []byte) (int, error) {
 func publish(t *testing.T, name string, framing Framing, r *recorder, d time.Duration) *Publisher {
 	t.Helper()
 	s, _ := shape.ByName(name)
+	return publishShape(t, s, framing, r, d)
+}
+
+func publishShape(t *testing.T, s shape.Shape, framing Framing, r *recorder, d time.Duration) *Publisher {
+	t.Helper()
 	fanOut := make([]int, s.Topics)
 	for i := range fanOut {
 		fanOut[i] = 3
@@ -86,6 +92,27 @@ func TestBurstsAsFrames(t *testing.T) {
 			if err := json.Unmarshal(b[4:], &events); err != nil || len(events) != 20 || events[0].Ev != "T" {
 				t.Errorf("%d events, %v", len(events), err)
 			}
+		}
+	})
+}
+
+// TestBallast: it comes behind the events of its moment, and is not counted.
+func TestBallast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r recorder
+		s, _ := shape.ByName("S1r10")
+		s.Ballast = 2
+		p := publishShape(t, s, Lines, &r, 200*time.Millisecond-1)
+		events, deliveries := p.Sent()
+		if len(r.writes) != 2 || events != 2 || deliveries != 6 {
+			t.Fatalf("%d writes, %d events, %d deliveries", len(r.writes), events, deliveries)
+		}
+		var symbols []string
+		for line := range bytes.Lines(bytes.Join(r.writes, nil)) {
+			symbols = append(symbols, string(line[:shape.SymbolSize]))
+		}
+		if want := []string{"S0000", "S9999", "S9999", "S0000", "S9999", "S9999"}; !slices.Equal(symbols, want) {
+			t.Errorf("%v, want %v", symbols, want)
 		}
 	})
 }

@@ -21,6 +21,9 @@ type Shape struct {
 	PerConnection int    `json:"topics_per_connection"`
 	Rate          int    `json:"events_per_second"`
 	Burst         int    `json:"burst"` // events that come at the same moment; 1: evenly spread
+	// Ballast is how many more events come at each moment, of a topic that nobody
+	// names: a wildcard has them.
+	Ballast int `json:"ballast,omitempty"`
 }
 
 // All are the shapes by which servers are compared.
@@ -43,6 +46,12 @@ func ByName(name string) (Shape, bool) {
 
 // MaxTopics is how many topics have a name.
 const MaxTopics = 10_000
+
+// BallastTopic is the topic of Shape.Ballast.
+const BallastTopic = MaxTopics - 1
+
+// Wildcard subscribes to all topics.
+const Wildcard = "T.*"
 
 const (
 	exponent         = 0.8 // of the Zipf distribution of topics

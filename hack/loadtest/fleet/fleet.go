@@ -130,8 +130,8 @@ type Stats struct {
 	Busy      time.Duration // time the loop had work: near to the time of the clock, the fleet is the limit
 }
 
-// Fleet is a number of connections. Open, Close and Stats may be called from
-// any goroutine.
+// Fleet is a number of connections. Open, Close, Hurry, Say and Stats may be
+// called from any goroutine.
 type Fleet struct {
 	// Static after construction.
 	handler Handler
@@ -147,6 +147,7 @@ type Fleet struct {
 	accepted int // plans, all in all
 	closes   []closing
 	hurries  []*Conn
+	says     []saying
 	notes    []note
 	woken    bool
 	stopped  bool
@@ -158,6 +159,7 @@ type Fleet struct {
 		plans   []*Plan
 		closes  []closing
 		hurries []*Conn
+		says    []saying
 		notes   []note
 	}
 	counts    Stats
@@ -184,6 +186,12 @@ type Fleet struct {
 type closing struct {
 	c    *Conn
 	code int
+}
+
+// saying is an order of Say.
+type saying struct {
+	c       *Conn
+	message string
 }
 
 // New makes a fleet. The error is that of the system, or of the options. Run
@@ -246,6 +254,19 @@ func (f *Fleet) Hurry(c *Conn) {
 		return
 	}
 	f.hurries = append(f.hurries, c)
+	f.wakeLocked()
+}
+
+// Say sends a text message, such as a further subscription, in the next round of
+// the loop; the answers come as statuses. A connection that is not ready, or has
+// ended, sends nothing.
+func (f *Fleet) Say(c *Conn, message string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return
+	}
+	f.says = append(f.says, saying{c, message})
 	f.wakeLocked()
 }
 
@@ -359,6 +380,7 @@ func (f *Fleet) collect() {
 	in.plans, f.incoming = f.incoming, in.plans[:0]
 	in.closes, f.closes = f.closes, in.closes[:0]
 	in.hurries, f.hurries = f.hurries, in.hurries[:0]
+	in.says, f.says = f.says, in.says[:0]
 	in.notes, f.notes = f.notes, in.notes[:0]
 	f.woken = false
 	f.stats, f.begun = f.counts, f.begins
@@ -370,6 +392,11 @@ func (f *Fleet) collect() {
 	for _, n := range in.notes {
 		f.carried(n)
 	}
+	for _, order := range in.says {
+		if order.c.stage == StageLive && !order.c.over {
+			f.send(order.c, wire.OpText, []byte(order.message))
+		}
+	}
 	for _, order := range in.closes {
 		f.closeByUs(order.c, order.code, ReasonClosed)
 	}
@@ -378,6 +405,7 @@ func (f *Fleet) collect() {
 	}
 	clear(in.plans)
 	clear(in.hurries)
+	clear(in.says)
 	clear(in.closes)
 	clear(in.notes)
 }

@@ -18,11 +18,6 @@ var products = map[string]authv1.Product{
 	"options": authv1.Product_PRODUCT_OPTIONS,
 }
 
-var plans = map[authv1.Plan]string{
-	authv1.Plan_PLAN_EXPERT:     "expert",
-	authv1.Plan_PLAN_COMMERCIAL: "commercial",
-}
-
 // result is the label of a request.
 type result uint8
 
@@ -47,10 +42,10 @@ var resultNames = [resultEnd]string{
 
 // judge turns auth's answer into ours. One that makes no sense says nothing of
 // the credential, so it counts as no answer.
-func judge(r *authv1.AuthenticateResponse, market string, product authv1.Product, now time.Time) (answer, result) {
+func judge(r *authv1.AuthenticateResponse, product authv1.Product, now time.Time) (answer, result) {
 	switch r := r.GetResult().(type) {
 	case *authv1.AuthenticateResponse_Principal:
-		return judgePrincipal(r.Principal, market, product, now)
+		return judgePrincipal(r.Principal, product, now)
 	case *authv1.AuthenticateResponse_Refusal:
 		switch r.Refusal.GetReason() {
 		case authv1.RefusalReason_REFUSAL_REASON_INVALID_KEY:
@@ -64,15 +59,16 @@ func judge(r *authv1.AuthenticateResponse, market string, product authv1.Product
 	return answer{reason: dialect.AuthUnavailable}, resultMalformed
 }
 
-func judgePrincipal(p *authv1.Principal, market string, product authv1.Product, now time.Time) (answer, result) {
+func judgePrincipal(p *authv1.Principal, product authv1.Product, now time.Time) (answer, result) {
 	if p.GetUserId() == "" || p.GetProduct() != product {
 		return answer{reason: dialect.AuthUnavailable}, resultMalformed
 	}
-	plan, ok := plans[p.GetPlan()]
-	if !ok { // auth refuses these itself; a stream is never opened on one
+	switch p.GetPlan() {
+	case authv1.Plan_PLAN_EXPERT, authv1.Plan_PLAN_COMMERCIAL:
+	default: // auth refuses these itself; a stream is never opened on one
 		return answer{reason: dialect.PlanTooLow}, resultPlan
 	}
-	got := principal.Principal{UserID: p.GetUserId(), KeyID: p.GetKeyId(), Product: market, Plan: plan}
+	got := principal.Principal{UserID: p.GetUserId()}
 	if p.GetExpiresAt() != nil {
 		got.Expires = p.GetExpiresAt().AsTime()
 		if !now.Before(got.Expires) {

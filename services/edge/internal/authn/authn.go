@@ -1,29 +1,27 @@
 // Package authn asks the auth service whose a credential is. It owns the cache
-// of its answers and starts no goroutine that outlives a call.
+// of its answers and starts no goroutine that outlives a call; a timer empties
+// the cache.
 //
-// A good answer is kept for 60 s, never longer than its principal lasts, so
-// that known keys still pass while auth is away. "No such key" is kept for 5 s,
-// in a cache of its own, so that a client that retries with a bad key costs one
-// call per 5 s and a key created meanwhile works soon; other refusals are not
-// kept. Cache keys are HMAC-SHA-256 digests under a random key of the process:
-// a credential is never stored.
+// A good answer is kept for 55 to 60 s, never longer than its principal lasts,
+// so that known keys still pass while auth is away. "No such key" is kept for
+// 4.5 to 5 s, in a cache of its own, so that a client that retries with a bad
+// key costs one call in that time and a key created meanwhile works soon; other
+// refusals are not kept. Afterwards their memory is free. Cache keys are digests
+// under a random key of the process: a credential is never stored.
 //
 // Under overload: callers with the same credential share one call; both caches
-// are bounded and drop what was used least recently; a call ends after 2 s.
+// are bounded and drop their oldest answers; a call ends after 2 s.
 // Whatever keeps auth from answering is AuthUnavailable, never a reason of the
 // credential.
 package authn
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"fmt"
 	"log/slog"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"go.opentelemetry.io/otel/metric"
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
@@ -46,13 +44,20 @@ const (
 	retryAfter  = 100 * time.Millisecond
 )
 
-type digest [sha256.Size]byte
+// digest tells a credential for a market from others: 128 bits of a SHA-256 that
+// begins with a secret of the process.
+type digest [16]byte
 
-// answer is a decision of auth and how long it may be used.
+// answer is a decision of auth.
 type answer struct {
 	principal principal.Principal
 	reason    dialect.Reason
-	until     time.Time
+}
+
+// known is a principal in the cache.
+type known struct {
+	user    string
+	expires int64 // Unix µs; 0: never
 }
 
 // Authenticator asks auth. All methods are safe for concurrent use.
@@ -61,11 +66,11 @@ type Authenticator struct {
 	client  authv1.AuthServiceClient
 	log     *slog.Logger
 	metrics *metrics
-	key     []byte // of the digests
+	key     [sha256.Size]byte // of the digests
 	now     func() time.Time
 
-	good  *lru.Cache[digest, answer]
-	bad   *lru.Cache[digest, answer]
+	good  *cache[known]
+	bad   *cache[struct{}]   // credentials that are none
 	calls singleflight.Group // by digest
 
 	health health
@@ -77,24 +82,15 @@ func New(conn grpc.ClientConnInterface, meter metric.Meter, log *slog.Logger) (*
 	if err != nil {
 		return nil, err
 	}
-	good, err := lru.New[digest, answer](goodEntries)
-	if err != nil {
-		return nil, fmt.Errorf("authn: make cache: %w", err)
-	}
-	bad, err := lru.New[digest, answer](badEntries)
-	if err != nil {
-		return nil, fmt.Errorf("authn: make cache: %w", err)
-	}
 	a := &Authenticator{
 		client:  authv1.NewAuthServiceClient(conn),
 		log:     log.With(slog.String("component", "authn")),
 		metrics: m,
-		key:     make([]byte, sha256.Size),
 		now:     time.Now,
-		good:    good,
-		bad:     bad,
 	}
-	_, _ = rand.Read(a.key) // never fails (crypto/rand)
+	a.good = newCache[known](goodTTL, goodEntries, func() time.Time { return a.now() })
+	a.bad = newCache[struct{}](badTTL, badEntries, func() time.Time { return a.now() })
+	_, _ = rand.Read(a.key[:]) // never fails (crypto/rand)
 	return a, nil
 }
 
@@ -116,6 +112,11 @@ func (a *Authenticator) Authenticate(ctx context.Context, market string, credent
 		return known.principal, known.reason
 	}
 	a.metrics.misses.Add(ctx, 1)
+	return a.share(ctx, d, product, credential)
+}
+
+// share asks auth together with all that want to know the same.
+func (a *Authenticator) share(ctx context.Context, d digest, product authv1.Product, credential secret.Secret) (principal.Principal, dialect.Reason) {
 	// The call keeps the values of the first caller's context (its trace), but
 	// not its end: the others still want the answer.
 	shared := context.WithoutCancel(ctx)
@@ -123,7 +124,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, market string, credent
 		if known, ok := a.cached(d); ok { // answered since this caller looked
 			return known, nil
 		}
-		return a.ask(shared, d, market, product, credential), nil
+		return a.ask(shared, d, product, credential), nil
 	})
 	select {
 	case r := <-result:
@@ -135,30 +136,31 @@ func (a *Authenticator) Authenticate(ctx context.Context, market string, credent
 }
 
 func (a *Authenticator) digest(market string, credential secret.Secret) digest {
-	h := hmac.New(sha256.New, a.key)
-	h.Write([]byte(market))
-	h.Write([]byte{0})
-	h.Write([]byte(credential.Reveal()))
-	return digest(h.Sum(nil))
+	var room [256]byte
+	b := append(room[:0], a.key[:]...)
+	b = append(b, market...)
+	b = append(b, 0)
+	b = append(b, credential.Reveal()...)
+	sum := sha256.Sum256(b)
+	return digest(sum[:16])
 }
 
 func (a *Authenticator) cached(d digest) (answer, bool) {
-	for _, cache := range []*lru.Cache[digest, answer]{a.good, a.bad} {
-		known, ok := cache.Get(d)
-		if !ok {
-			continue
+	now := a.now()
+	if k, ok := a.good.get(d, now); ok && (k.expires == 0 || now.UnixMicro() < k.expires) {
+		p := principal.Principal{UserID: k.user}
+		if k.expires != 0 {
+			p.Expires = time.UnixMicro(k.expires).UTC()
 		}
-		if a.now().Before(known.until) {
-			return known, true
-		}
-		cache.Remove(d)
+		return answer{principal: p}, true
 	}
-	return answer{}, false
+	_, ok := a.bad.get(d, now)
+	return answer{reason: dialect.CredentialInvalid}, ok
 }
 
 // ask calls auth and keeps what may be kept. The ages of answers count from
 // before the call.
-func (a *Authenticator) ask(ctx context.Context, d digest, market string, product authv1.Product, credential secret.Secret) answer {
+func (a *Authenticator) ask(ctx context.Context, d digest, product authv1.Product, credential secret.Secret) answer {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	asked := a.now()
@@ -169,18 +171,17 @@ func (a *Authenticator) ask(ctx context.Context, d digest, market string, produc
 		a.metrics.request(ctx, resultUnavailable)
 		return answer{reason: dialect.AuthUnavailable}
 	}
-	got, result := judge(response, market, product, asked)
+	got, result := judge(response, product, asked)
 	a.metrics.request(ctx, result)
 	switch result {
 	case resultOK:
-		got.until = asked.Add(goodTTL)
-		if e := got.principal.Expires; !e.IsZero() && e.Before(got.until) {
-			got.until = e
+		k := known{user: got.principal.UserID}
+		if e := got.principal.Expires; !e.IsZero() {
+			k.expires = e.UnixMicro()
 		}
-		a.good.Add(d, got)
+		a.good.put(d, k, asked)
 	case resultInvalid:
-		got.until = asked.Add(badTTL)
-		a.bad.Add(d, got)
+		a.bad.put(d, struct{}{}, asked)
 	case resultMalformed:
 		a.log.Error("auth gave an answer that makes no sense")
 	}

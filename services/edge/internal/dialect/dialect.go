@@ -26,6 +26,7 @@ type Opening struct {
 	Market     string        // stocks or options; empty when Refuse says why
 	Credential secret.Secret // empty: none was presented
 	Refuse     Reason        // OK, or the handshake itself decides; told after the upgrade
+	Conflate   bool          // when the client is slow, the latest of what is Conflatable will do
 }
 
 // Op is what a client message intends.
@@ -102,6 +103,13 @@ type Dialect interface {
 	Gap(g Gap) []byte
 	// TopicProblem tells that the vendor does not serve a topic.
 	TopicProblem(topic, problem string) []byte
+	// Slow tells that the client does not keep up and will be ended if that goes
+	// on; nil: the protocol has no words for it.
+	Slow() []byte
+	// Conflatable returns what an event is the latest of, when it makes the
+	// earlier ones of the same key needless; nil: it does not. The key is part of
+	// the event.
+	Conflatable(event []byte) []byte
 	// Prefix, separator and suffix of a message that joins events.
 	Envelope() (prefix, separator, suffix string)
 	// Encode turns one event's original bytes into the dialect's. It is called

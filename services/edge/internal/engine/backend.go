@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
@@ -10,12 +11,13 @@ import (
 	"github.com/cutemarkets/relay/services/internal/secret"
 )
 
-// How long the calls of the backend may take. Together with the close they keep
-// a client that closes waiting for less than a second.
+// How long the calls of the backend may take once it is their turn, and how long
+// they wait for that: a storm of connects is to be late rather than refused.
 const (
 	authenticateWait = 2 * time.Second
-	acquireWait      = time.Second
+	acquireWait      = 2 * time.Second
 	releaseWait      = 500 * time.Millisecond
+	turnWait         = 20 * time.Second
 )
 
 // Backend answers who a client is and whether it may have its one connection.
@@ -23,15 +25,29 @@ const (
 type Backend interface {
 	// Authenticate returns whose the credential is, or a refusal.
 	Authenticate(ctx context.Context, market string, credential secret.Secret) (principal.Principal, dialect.Reason)
-	// Acquire takes the lock of the principal's user. With OK it returns how to
-	// give it back; lost may then be called when it was lost, and does not block.
-	// When ctx ends before the answer is known, the backend itself gives back
-	// what it may have taken.
-	Acquire(ctx context.Context, p principal.Principal, lost func(dialect.Reason)) (release func(context.Context), r dialect.Reason)
+	// Acquire takes the lock of the principal's user. With OK it returns the lock;
+	// Engine.Lost may then be called with the owner when it was lost. When ctx ends
+	// before the answer is known, the backend itself gives back what it may have
+	// taken.
+	Acquire(ctx context.Context, p principal.Principal, o Owner) (Lock, dialect.Reason)
 }
 
-// release gives a lock back.
-type release func(context.Context)
+// Lock is a lock that is held.
+type Lock interface {
+	// Release gives it back and waits for that until ctx ends.
+	Release(ctx context.Context)
+}
+
+// Owner names the connection that asked for a lock.
+type Owner uint64
+
+func ownerOf(s *shard, r ref) Owner {
+	return Owner(s.index)<<56 | Owner(r.slot)<<32 | Owner(r.generation)
+}
+
+func (o Owner) split() (shard int, r ref) {
+	return int(o >> 56), ref{int32(o >> 32 & 0xffffff), uint32(o)}
+}
 
 // lockState is where a connection's lock is.
 type lockState uint8
@@ -55,33 +71,42 @@ func (c *connection) charge(r dialect.Reason) {
 	switch r {
 	case dialect.CredentialMissing, dialect.CredentialTimeout, dialect.CredentialInvalid, dialect.CredentialConflict,
 		dialect.ProductMismatch, dialect.PlanTooLow, dialect.MarketUnsupported, dialect.StreamNotConfigured:
-		c.shard.engine.refused(c.client)
+		c.shard.engine.refused(netip.AddrFrom16(c.from).Unmap())
 	}
 }
 
 // call runs a call of the backend for a connection, when its turn among those
 // of its kind comes, and posts the answer.
 func (e *Engine) call(c *connection, turns chan struct{}, wait time.Duration, run func(ctx context.Context, turn bool) input) {
-	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
 	clients, r := c.shard.clients, c.ref
 	e.calls.Add(1)
 	lifecycle.Go("engine call", func() {
 		defer e.calls.Done()
 		defer cancel()
-		var in input
-		select {
-		case turns <- struct{}{}:
-			in = run(ctx, true)
-			<-turns
-		case <-ctx.Done():
-			in = run(ctx, false)
-		}
+		in := takeTurn(ctx, turns, wait, run)
 		in.ref = r
-		if lock, ok := in.body.(release); !clients.force(in) && ok {
+		if lock, ok := in.body.(Lock); !clients.force(in) && ok {
 			e.giveBack(lock) //nolint:contextcheck // a release never depends on a request
 		}
 	})
+}
+
+// takeTurn runs a call when its turn comes; turn is false when it did not.
+func takeTurn(ctx context.Context, turns chan struct{}, wait time.Duration, run func(ctx context.Context, turn bool) input) input {
+	patience := time.NewTimer(turnWait)
+	defer patience.Stop()
+	select {
+	case turns <- struct{}{}:
+		defer func() { <-turns }()
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		return run(ctx, true)
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	return run(ctx, false)
 }
 
 func (e *Engine) authenticate(c *connection, market string, credential secret.Secret) {
@@ -95,23 +120,22 @@ func (e *Engine) authenticate(c *connection, market string, credential secret.Se
 }
 
 func (e *Engine) acquire(c *connection, p principal.Principal) {
-	clients, r := c.shard.clients, c.ref
-	lost := func(reason dialect.Reason) { clients.force(input{kind: inputLost, ref: r, reason: reason}) }
+	owner := ownerOf(c.shard, c.ref)
 	e.call(c, e.acquisitions, acquireWait, func(ctx context.Context, turn bool) input {
 		if !turn {
 			return input{kind: inputAcquired, reason: dialect.LockUnavailable}
 		}
-		lock, reason := e.backend.Acquire(ctx, p, lost)
+		lock, reason := e.backend.Acquire(ctx, p, owner)
 		if reason != dialect.OK {
 			return input{kind: inputAcquired, reason: reason}
 		}
-		return input{kind: inputAcquired, body: release(lock)}
+		return input{kind: inputAcquired, body: lock}
 	})
 }
 
 // release gives a lock back. It waits for nobody's turn, and for no request:
 // what has been taken is always given back.
-func (e *Engine) release(s *shard, r ref, lock release) {
+func (e *Engine) release(s *shard, r ref, lock Lock) {
 	e.calls.Add(1)
 	lifecycle.Go("engine release", func() {
 		defer e.calls.Done()
@@ -120,8 +144,8 @@ func (e *Engine) release(s *shard, r ref, lock release) {
 	})
 }
 
-func (e *Engine) giveBack(lock release) {
+func (e *Engine) giveBack(lock Lock) {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseWait)
 	defer cancel()
-	lock(ctx)
+	lock.Release(ctx)
 }

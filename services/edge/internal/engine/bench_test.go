@@ -12,9 +12,9 @@ import (
 // when the last reader has the last byte, because what is not read yet has not
 // been delivered.
 func BenchmarkDelivery(b *testing.B) {
-	for _, n := range []int{1, 100, 1000} {
+	for _, n := range []int{1, 100, 1000, 5000} {
 		b.Run(fmt.Sprintf("subscribers=%d", n), func(b *testing.B) {
-			r := newRig(b, nil)
+			r := newRig(b, Auto, nil)
 			text := `"` + strings.Repeat("x", 133) + `"`
 			var delivered atomic.Int64
 			progress := make(chan struct{}, 1)

@@ -2,7 +2,7 @@ package engine
 
 import (
 	"context"
-	"net/netip"
+	"errors"
 	"slices"
 	"time"
 
@@ -14,41 +14,44 @@ import (
 )
 
 // connection is one client socket inside its shard; it is the Host of its
-// session. All of it is owned by the shard.
+// session. All of it is owned by the shard. Times are nanoseconds of the
+// shard's clock, which is never zero.
 type connection struct {
 	// Static after construction.
 	shard     *shard
 	ref       ref
 	transport transport
 	encoding  *encoding
-	session   *session.Session
-	client    netip.Addr
-	label     int // market of the counters
-	opened    time.Time
+	from      [16]byte // address of the client
+	opened    int64
 
 	// The market.
 	market *market        // nil: not live
 	topics []subscription // by topic slot
 
-	// Sending.
-	out      *buffer // frames of this round
-	overflow bool    // the send queue was full; the session is to be told
-
 	// Time.
-	timer    int       // place in the heap; -1: none
-	wakeAt   time.Time // when the heap has it
-	heard    time.Time // the last word of the client
-	pinged   time.Time // zero: no ping waits for an answer
-	drainAt  time.Time // zero: not draining
+	heard    int64 // the last word of the client, or the ping that waits for one
+	drainAt  int64 // 0: not draining
 	commands allowance
 	controls allowance
+	timer    int32 // place in the heap; -1: none
+
+	// Flags and small numbers; their owners are those of the fields around them.
+	label    uint8     // market of the counters; static
+	conflate bool      // the client wants the latest quotes rather than all; static
+	pinged   bool      // a ping waits for a word of the client
+	overflow bool      // the send queue was full; the session is to be told
+	closed   bool      // Close was called
+	lock     lockState // of the backend
+
+	// Sending.
+	slow *slow // nil: it keeps up
 
 	// Calls of the backend.
+	held   Lock
 	cancel context.CancelFunc // of the call in flight; nil: none
-	lock   lockState
-	held   release
 
-	closed bool
+	session session.Session
 }
 
 // subscription is a topic of a connection and the place the connection has
@@ -58,29 +61,50 @@ type subscription struct {
 	position int32
 }
 
+// hears takes what the client said.
+func (c *connection) hears(event frame.Event) {
+	switch event.Kind {
+	case frame.Text:
+		c.message(event)
+	case frame.Ping:
+		if c.control() {
+			c.transport.pong(event.Payload)
+		}
+	case frame.Pong:
+		c.control()
+	case frame.Close:
+		c.session.ClientClosed(c.shard.now, event.Code)
+	}
+}
+
+// violation is the reason to end a connection for bytes that break a rule.
+func violation(err error) dialect.Reason {
+	if v := (*frame.Error)(nil); errors.As(err, &v) {
+		return v.Reason
+	}
+	return dialect.ProtocolError
+}
+
 // message takes a message of the client.
-func (c *connection) message(payload []byte) {
+func (c *connection) message(event frame.Event) {
 	c.hear()
-	c.shard.stats.received.Add(1)
-	if !c.commands.take(c.shard.now.Sub(c.shard.started), c.encoding.interval, c.encoding.policy.CommandBurst) {
+	c.shard.counts.received++
+	if !c.commands.take(time.Duration(c.shard.clock()), c.encoding.interval, c.encoding.policy.CommandBurst) {
 		c.session.End(c.shard.now, dialect.CommandRate)
 		return
 	}
-	c.session.Message(c.shard.now, payload)
-}
-
-func (c *connection) ping(payload []byte) {
-	if c.control() {
-		c.transport.pong(payload)
+	text, err := frame.Inflated(event, c.encoding.policy.MaxMessage, &c.shard.inflated)
+	if err != nil {
+		c.session.End(c.shard.now, violation(err))
+		return
 	}
+	c.session.Message(c.shard.now, text)
 }
-
-func (c *connection) pong() { c.control() }
 
 // control counts a control frame; it reports false when there are too many.
 func (c *connection) control() bool {
 	c.hear()
-	if c.controls.take(c.shard.now.Sub(c.shard.started), controlInterval, controlBurst) {
+	if c.controls.take(time.Duration(c.shard.clock()), controlInterval, controlBurst) {
 		return true
 	}
 	c.session.End(c.shard.now, dialect.ControlRate)
@@ -88,8 +112,7 @@ func (c *connection) control() bool {
 }
 
 func (c *connection) hear() {
-	c.heard = c.shard.now
-	c.pinged = time.Time{}
+	c.heard, c.pinged = c.shard.clock(), false
 }
 
 // settle follows every input: it tells the session of a full queue and sets
@@ -97,69 +120,74 @@ func (c *connection) hear() {
 func (c *connection) settle() {
 	for c.overflow && !c.closed {
 		c.overflow = false
-		c.session.End(c.shard.now, dialect.SlowConsumer)
+		c.tooSlow()
 	}
-	if c.closed {
-		return
+	s := c.shard
+	at := s.since(c.transport.deadline())
+	if !c.closed {
+		at = earlier(at, c.liveness())
+		at = earlier(at, c.drainAt)
+		at = earlier(at, s.since(c.session.Deadline()))
+		at = earlier(at, c.lagging())
 	}
-	at := c.liveness()
-	for _, t := range [...]time.Time{c.session.Deadline(), c.drainAt} {
-		if !t.IsZero() && t.Before(at) {
-			at = t
-		}
+	if at != 0 {
+		s.timers.set(c, at)
 	}
-	c.shard.timers.set(c, at)
 }
 
 // liveness is when the client's silence wants something done.
-func (c *connection) liveness() time.Time {
-	if c.pinged.IsZero() {
-		return c.heard.Add(pingAfter)
+func (c *connection) liveness() int64 {
+	if c.pinged {
+		return c.heard + int64(pongWait)
 	}
-	return c.pinged.Add(pongWait)
+	return c.heard + int64(pingAfter)
 }
 
 // wakeUp does what is due.
 func (c *connection) wakeUp() {
-	now := c.shard.now
-	if at := c.session.Deadline(); !at.IsZero() && !now.Before(at) {
-		c.session.Tick(now)
+	now, clock := c.shard.now, c.shard.clock()
+	if at := c.transport.deadline(); !at.IsZero() && !now.Before(at) {
+		c.transport.expire(c)
 	}
-	if !c.closed && !c.drainAt.IsZero() && !now.Before(c.drainAt) {
-		c.drainAt = time.Time{}
+	if !c.closed {
+		if at := c.session.Deadline(); !at.IsZero() && !now.Before(at) {
+			c.session.Tick(now)
+		}
+	}
+	if !c.closed && c.drainAt != 0 && clock >= c.drainAt {
+		c.drainAt = 0
 		c.session.End(now, dialect.Draining)
 	}
-	if !c.closed && !now.Before(c.liveness()) {
-		if c.pinged.IsZero() {
-			c.pinged = now
-			c.transport.ping()
-		} else {
+	if !c.closed && clock >= c.liveness() {
+		if c.pinged {
 			c.session.End(now, dialect.PongTimeout)
 			c.hear()
+		} else {
+			c.heard, c.pinged = clock, true
+			c.transport.hasten(pingFrame)
 		}
+	}
+	if !c.closed {
+		c.look()
 	}
 	c.settle()
 }
 
+var pingFrame = frame.AppendPing(nil)
+
 // Send implements session.Host.
 func (c *connection) Send(message []byte) {
-	if len(message) == 0 {
-		return
+	s := c.shard
+	switch {
+	case len(message) == 0:
+	case len(message) > maxMessage:
+		s.counts.oversized++
+	default:
+		s.deliver(c.ref.slot)
+		s.small = frame.AppendText(s.small[:0], message)
+		c.carry(s.small)
+		s.counts.frames++
 	}
-	if c.overflow {
-		c.shard.stats.discarded.Add(uint64(len(message)))
-		return
-	}
-	if len(message) > maxMessage {
-		c.shard.stats.oversized.Add(1)
-		return
-	}
-	slot := c.ref.slot
-	c.shard.touch(slot)
-	c.shard.joinPending(slot)
-	c.reserve(frame.HeaderSize(len(message)) + len(message))
-	c.out.data = frame.AppendText(c.out.data, message)
-	c.shard.stats.frames.Add(1)
 }
 
 // Authenticate implements session.Host.
@@ -177,7 +205,7 @@ func (c *connection) Acquire(p principal.Principal) {
 }
 
 // acquired takes the answer to Acquire.
-func (c *connection) acquired(lock release, r dialect.Reason) {
+func (c *connection) acquired(lock Lock, r dialect.Reason) {
 	c.answered()
 	switch {
 	case c.lock == lockAsked && lock != nil:
@@ -271,27 +299,27 @@ func (c *connection) find(slot int32) (int, bool) {
 
 // Stop implements session.Host.
 func (c *connection) Stop() {
+	c.shard.deliver(c.ref.slot)
 	for _, s := range c.topics {
 		c.market.leave(s)
 	}
 	c.topics = nil
 	c.market = nil
+	c.slow = nil
 }
 
 // Close implements session.Host.
 func (c *connection) Close(code uint16, text string, r dialect.Reason) {
 	s := c.shard
-	s.joinPending(c.ref.slot)
-	c.handOver()
 	var closing []byte
 	if code != 0 {
-		closing = frame.AppendClose(nil, code, text)
+		s.small = frame.AppendClose(s.small[:0], code, text)
+		closing = s.small
 	}
-	c.transport.close(closing)
 	c.closed = true
-	s.timers.remove(c)
+	c.transport.close(closing)
 	c.answered()
 	c.charge(r)
 	s.stats.closes[r].Add(1)
-	s.engine.metrics.closed(s.now.Sub(c.opened))
+	s.engine.metrics.closed(time.Duration(s.clock() - c.opened))
 }

@@ -1,8 +1,11 @@
 package engine
 
 import (
+	"encoding/binary"
+	"slices"
 	"time"
 
+	"github.com/cutemarkets/relay/services/edge/internal/deflate"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/frame"
 )
@@ -14,20 +17,20 @@ const (
 	// maxMessage is the largest message ever sent: vendor client libraries
 	// refuse more than 1 MB.
 	maxMessage = 1_000_000
-	// maxSpare is how many pending lists are kept for later, and sparePlaces the
-	// largest list kept.
-	maxSpare    = 4096
-	sparePlaces = 1024
+	// keptPlaces is the largest pending list that is kept for the next round, and
+	// keptFrames the most bytes of frames.
+	keptPlaces = 1024
+	keptFrames = 1 << 20
 )
 
-// delivery is what a round has for one connection.
-type delivery struct {
-	pending []int32 // indices in shard.events
-	touched bool    // it is in shard.touched
+// pending is what a round has for one connection.
+type pending struct {
+	slot   int32
+	events []int32 // indices in shard.events, in order
 }
 
-// encoding is a dialect and its words for the events of this round.
-type encoding struct {
+// words are a dialect and what it makes of the events of this round.
+type words struct {
 	// Static after construction.
 	dialect                   dialect.Dialect
 	policy                    dialect.Policy
@@ -39,18 +42,32 @@ type encoding struct {
 	notice []byte   // being sent to many
 }
 
-// encodingOf returns the shard's encoding of a dialect.
-func (s *shard) encodingOf(d dialect.Dialect) *encoding {
+// encoding is how a connection gets its events.
+type encoding struct {
+	*words
+	deflate bool // frames worth it are compressed
+}
+
+// encodingOf returns the shard's encoding of a dialect, compressed or not.
+func (s *shard) encodingOf(d dialect.Dialect, deflate bool) *encoding {
+	var w *words
 	for _, e := range s.encodings {
-		if e.dialect == d {
+		if e.dialect != d {
+			continue
+		}
+		if e.deflate == deflate {
 			return e
 		}
+		w = e.words
 	}
-	e := &encoding{dialect: d, policy: d.Policy()}
-	if e.policy.CommandRate > 0 {
-		e.interval = time.Duration(float64(time.Second) / e.policy.CommandRate)
+	if w == nil {
+		w = &words{dialect: d, policy: d.Policy()}
+		if w.policy.CommandRate > 0 {
+			w.interval = time.Duration(float64(time.Second) / w.policy.CommandRate)
+		}
+		w.prefix, w.separator, w.suffix = d.Envelope()
 	}
-	e.prefix, e.separator, e.suffix = d.Envelope()
+	e := &encoding{words: w, deflate: deflate}
 	s.encodings = append(s.encodings, e)
 	return e
 }
@@ -62,7 +79,7 @@ func (s *shard) event(event []byte) int32 {
 }
 
 // encoded returns an event in the dialect's words.
-func (e *encoding) encoded(s *shard, index int32) []byte {
+func (e *words) encoded(s *shard, index int32) []byte {
 	for len(e.events) < len(s.events) {
 		e.events = append(e.events, nil)
 	}
@@ -75,149 +92,199 @@ func (e *encoding) encoded(s *shard, index int32) []byte {
 // pend puts an event on a connection's pending list, once: the exact topic and
 // the wildcard of one event come one after the other.
 func (s *shard) pend(slot, index int32) {
-	d := &s.deliveries[slot]
-	n := len(d.pending)
-	if n == 0 {
-		s.touch(slot)
-		if d.pending == nil {
-			d.pending = s.spareList()
-		}
-	} else if d.pending[n-1] == index {
+	sl := &s.slots[slot]
+	if sl.pending == 0 {
+		sl.pending = s.list(slot)
+	}
+	p := &s.pending[sl.pending-1]
+	if n := len(p.events); n > 0 && p.events[n-1] == index {
 		return
 	}
-	d.pending = append(d.pending, index)
+	p.events = append(p.events, index)
 }
 
-func (s *shard) touch(slot int32) {
-	if d := &s.deliveries[slot]; !d.touched {
-		d.touched = true
-		s.touched = append(s.touched, slot)
-	}
-}
-
-func (s *shard) spareList() []int32 {
-	if n := len(s.spare); n > 0 {
-		list := s.spare[n-1]
-		s.spare = s.spare[:n-1]
-		return list
-	}
-	return make([]int32, 0, 16)
-}
-
-// joinPending turns the pending events of a connection into frames behind what
-// it was sent before.
-func (s *shard) joinPending(slot int32) {
-	d := &s.deliveries[slot]
-	if d.pending == nil {
+// pendFirst puts events before those that are pending.
+func (s *shard) pendFirst(slot int32, events []int32) {
+	if len(events) == 0 {
 		return
 	}
-	c := s.connections[slot]
-	e := c.encoding
+	sl := &s.slots[slot]
+	if sl.pending == 0 {
+		sl.pending = s.list(slot)
+	}
+	p := &s.pending[sl.pending-1]
+	p.events = slices.Insert(p.events, 0, events...)
+}
+
+// list begins the pending list of a slot and returns its place, from 1 on.
+func (s *shard) list(slot int32) int32 {
+	if n := len(s.pending); n < cap(s.pending) {
+		s.pending = s.pending[:n+1] // with the memory of an earlier round
+		s.pending[n].slot = slot
+	} else {
+		s.pending = append(s.pending, pending{slot: slot})
+	}
+	return int32(len(s.pending))
+}
+
+// joined is the frames that a list of events makes in one encoding.
+type joined struct {
+	encoding  *encoding // nil: nothing is joined
+	list      []int32
+	data      []byte
+	frames    int
+	events    int
+	oversized int
+}
+
+// join makes the frames of a list of events. Connections with the same list
+// follow each other often: what was made last is not made again. Compressed
+// frames are kept for the whole round.
+func (s *shard) join(e *encoding, list []int32) *joined {
+	j := &s.joined
+	if j.encoding == e && slices.Equal(j.list, list) {
+		return j
+	}
+	if e.deflate {
+		return s.joinCompressed(e, list)
+	}
+	*j = joined{encoding: e, list: append(j.list[:0], list...), data: j.data[:0]}
+	s.fill(j)
+	return j
+}
+
+// joinCompressed makes the frames of a list once in a round.
+func (s *shard) joinCompressed(e *encoding, list []int32) *joined {
+	s.key = s.key[:0]
+	for _, index := range list {
+		s.key = binary.LittleEndian.AppendUint32(s.key, uint32(index))
+	}
+	if known := s.compressed[string(s.key)]; known != nil && known.encoding == e {
+		return known
+	}
+	j := &joined{encoding: e, list: slices.Clone(list)}
+	s.fill(j)
+	if s.compressedBytes += len(j.data); s.compressedBytes <= keptFrames {
+		s.compressed[string(s.key)] = j
+	}
+	return j
+}
+
+// fill makes the frames.
+func (s *shard) fill(j *joined) {
+	e := j.encoding
 	around := len(e.prefix) + len(e.suffix)
 	first, size := 0, around
-	for i, index := range d.pending {
+	for i, index := range j.list {
 		n := len(e.encoded(s, index))
 		if i > first {
 			n += len(e.separator)
 		}
 		if i > first && size+n > maxFrame {
-			c.join(d.pending[first:i], size)
+			s.frame(j, j.list[first:i], size)
 			first, size, n = i, around, n-len(e.separator)
 		}
 		size += n
 	}
-	c.join(d.pending[first:], size)
-	if len(s.spare) < maxSpare && cap(d.pending) <= sparePlaces {
-		s.spare = append(s.spare, d.pending[:0])
-	}
-	d.pending = nil
+	s.frame(j, j.list[first:], size)
 }
 
-// join builds one frame of events; size is that of its payload.
-func (c *connection) join(events []int32, size int) {
-	s, e := c.shard, c.encoding
+// frame appends one frame of events; size is that of its payload.
+func (s *shard) frame(j *joined, list []int32, size int) {
 	if size > maxMessage {
-		s.stats.oversized.Add(uint64(len(events)))
+		j.oversized += len(list)
 		return
 	}
-	if c.overflow {
-		s.stats.discarded.Add(uint64(size))
-		return
+	j.frames++
+	j.events += len(list)
+	if j.encoding.deflate && size >= deflate.Threshold {
+		s.plain = j.encoding.appendEvents(s.plain[:0], list)
+		s.packed = deflate.Append(s.packed[:0], s.plain)
+		if len(s.packed) < size {
+			j.data = append(frame.AppendCompressedHeader(j.data, len(s.packed)), s.packed...)
+			return
+		}
 	}
-	c.reserve(frame.HeaderSize(size) + size)
-	onlyEvents := c.out.events == len(c.out.data)
-	b := frame.AppendTextHeader(c.out.data, size)
+	j.data = j.encoding.appendEvents(frame.AppendTextHeader(j.data, size), list)
+}
+
+// appendEvents appends events as the payload of one message.
+func (e *words) appendEvents(b []byte, list []int32) []byte {
 	b = append(b, e.prefix...)
-	for i, index := range events {
+	for i, index := range list {
 		if i > 0 {
 			b = append(b, e.separator...)
 		}
 		b = append(b, e.events[index]...)
 	}
-	b = append(b, e.suffix...)
-	c.out.data = b
-	if onlyEvents {
-		c.out.events = len(b)
-	}
-	s.stats.frames.Add(1)
-	s.stats.events.Add(uint64(len(events)))
+	return append(b, e.suffix...)
 }
 
-// reserve makes room for n more bytes of frames.
-func (c *connection) reserve(n int) {
-	switch {
-	case c.out == nil:
-		c.out = getBuffer(n)
-	case len(c.out.data)+n <= cap(c.out.data):
-	case len(c.out.data) >= largeBuffer:
-		c.handOver()
-		c.out = getBuffer(n)
-	default:
-		larger := getBuffer(len(c.out.data) + n)
-		larger.add(c.out)
-		c.out.release()
-		c.out = larger
-	}
-}
-
-// handOver gives the frames of this round to the transport. When they do not
-// fit, the client is too slow: what is queued is discarded, so that the client
-// can still be told, and the session is told after the input at hand.
-func (c *connection) handOver() {
-	if c.out == nil {
-		return
-	}
-	out := c.out
-	c.out = nil
-	if c.transport.send(out) {
-		return
-	}
-	c.shard.stats.discarded.Add(uint64(len(out.data)))
-	out.release()
-	c.transport.discard()
-	c.overflow = true
-}
-
-// flush sends to every touched connection, first come first served.
+// flush sends to every connection with pending events, first come first served:
+// one write for each, however many events there are.
 func (s *shard) flush() {
-	for i := 0; i < len(s.touched); i++ {
-		slot := s.touched[i]
-		s.deliveries[slot].touched = false
-		c := s.connections[slot]
-		if c == nil || c.closed {
-			continue
-		}
-		s.joinPending(slot)
-		c.handOver()
-		if c.overflow {
+	for i := 0; i < len(s.pending); i++ {
+		if slot := s.pending[i].slot; s.deliver(slot) {
+			c := s.slots[slot].connection
+			c.look()
 			c.settle()
 		}
 	}
-	s.touched = s.touched[:0]
+	for i := range s.pending {
+		if p := &s.pending[i]; cap(p.events) > keptPlaces {
+			p.events = nil
+		} else {
+			p.events = p.events[:0]
+		}
+	}
+	s.pending = s.pending[:0]
+	s.joined.encoding = nil
+	if cap(s.joined.data) > keptFrames {
+		s.joined.data = nil
+	}
+	clear(s.compressed)
+	s.compressedBytes = 0
 	clear(s.events)
 	s.events = s.events[:0]
 	for _, e := range s.encodings {
 		clear(e.events)
 		e.events = e.events[:0]
+	}
+}
+
+// deliver sends the pending events of a connection, if there are any. It reports
+// whether the connection is to be looked after: not all has been taken at once.
+func (s *shard) deliver(slot int32) bool {
+	sl := &s.slots[slot]
+	if sl.pending == 0 {
+		return false
+	}
+	p := &s.pending[sl.pending-1]
+	sl.pending = 0
+	list, direct := p.events, sl.fd >= 0
+	p.events = p.events[:0] // nothing is added before this returns
+	if !direct && sl.connection.conflating() {
+		list = sl.connection.conflated(list)
+	}
+	if len(list) == 0 {
+		return true
+	}
+	j := s.join(sl.encoding, list)
+	s.counts.oversized += uint64(j.oversized)
+	s.counts.frames += uint64(j.frames)
+	s.counts.events += uint64(j.events)
+	if direct {
+		return !s.written(sl, j.data)
+	}
+	sl.connection.carry(j.data)
+	return true
+}
+
+// carry gives frames to the transport. When they do not fit, the client is too
+// slow, and its session is told after the input at hand.
+func (c *connection) carry(frames []byte) {
+	if c.overflow || !c.transport.send(frames) {
+		c.overflow = true
+		c.shard.counts.discarded += uint64(len(frames))
 	}
 }

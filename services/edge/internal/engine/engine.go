@@ -3,16 +3,22 @@
 //
 // An Engine is a number of shards. Each shard is one goroutine that owns its
 // connections, their sessions, the lists of subscribers of each topic and the
-// timers; nothing on the way of an event is locked or shared. Everything
-// reaches a shard through its two inboxes, one for clients and answers, one for
-// the feed, so that neither can starve the other.
+// timers; nothing on the way of an event is locked or shared. On Linux it also
+// owns their sockets, by an epoll instance: an idle connection has no goroutine
+// and no buffer. Elsewhere, and under TLS, a connection has two goroutines (the
+// portable transport); a shard carries both kinds.
 //
-// Goroutines: one per shard; a reader and a writer per connection (the portable
-// transport); one per call of the backend, which MaxHandshakes bounds.
+// What comes from outside reaches a shard through its two inboxes, one for
+// clients and answers, one for the feed, so that neither can starve the other.
 //
-// Under overload: a full inbox of clients makes their readers wait, which TCP
-// passes on to them; a full inbox of the feed makes the feed wait; a full send
-// queue ends its connection with SlowConsumer and discards what was queued.
+// Goroutines: one per shard, and one that sleeps on its poller; a reader and a
+// writer per portable connection; one per call of the backend, which
+// MaxHandshakes bounds.
+//
+// Under overload: a full inbox of the feed makes the feed wait; a client that
+// takes too little is warned, conflated if it asked for that, and ended with
+// SlowConsumer when its queue is full or too old (slow.go); what was queued for it
+// is discarded then.
 package engine
 
 import (
@@ -32,6 +38,7 @@ import (
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/feed"
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
@@ -47,10 +54,23 @@ type Interest interface {
 const (
 	DefaultMaxHandshakes = 1000
 	DefaultQueueBytes    = 1 << 20
-	DefaultWriteTimeout  = 10 * time.Second
+	DefaultQueueAge      = 5 * time.Second
 	// MinQueueBytes has room for two of the largest joined frames.
 	MinQueueBytes = 2 * maxFrame
 )
+
+// Kind says what carries the bytes of a connection.
+type Kind string
+
+// The kinds.
+const (
+	Auto     Kind = "auto"     // Epoll where it can be, else Portable
+	Epoll    Kind = "epoll"    // raw sockets in the shards' event loops: Linux, without TLS
+	Portable Kind = "portable" // goroutines
+)
+
+// maxShards is how many shards an Owner can name.
+const maxShards = 1 << 8
 
 // Config is what an Engine is made of. Zero values of the numbers stand for
 // the defaults.
@@ -63,27 +83,28 @@ type Config struct {
 	// credential or for what it asked for; nil: nobody is. It does not block.
 	Refused func(client netip.Addr)
 
+	Kind           Kind          // empty: Auto
 	Shards         int           // 0: GOMAXPROCS
 	MaxConnections int           // of the whole edge; required
 	MaxHandshakes  int           // calls of the backend at a time, of each kind
 	QueueBytes     int           // of one connection's send queue
-	WriteTimeout   time.Duration // for a client that takes nothing
+	QueueAge       time.Duration // of the oldest byte in it
 	UpstreamGrace  time.Duration // a market down for longer ends its sockets; 0: never
 }
 
 // Engine is the client side of an edge. Its methods are safe for concurrent use.
 type Engine struct {
 	// Static after construction.
-	log          *slog.Logger
-	backend      Backend
-	shards       []*shard
-	markets      map[string]int // index in shard.markets
-	maxSockets   int64
-	queueBytes   int
-	writeTimeout time.Duration
-	grace        time.Duration
-	refused      func(client netip.Addr)
-	metrics      *metrics
+	log        *slog.Logger
+	backend    Backend
+	shards     []*shard
+	markets    map[string]int // index in shard.markets
+	maxSockets int64
+	queueBytes int
+	queueAge   time.Duration
+	grace      time.Duration
+	refused    func(client netip.Addr)
+	metrics    *metrics
 
 	// A token per call of the backend. Each kind has its own, so that one that
 	// hangs does not hold up the other.
@@ -92,7 +113,6 @@ type Engine struct {
 
 	draining    atomic.Bool
 	connections atomic.Int64
-	next        atomic.Uint32 // shard of the next connection
 	empty       chan struct{} // a token when the last connection has gone
 	calls       sync.WaitGroup
 }
@@ -114,25 +134,34 @@ func New(c Config) (*Engine, error) {
 	if c.MaxHandshakes == 0 {
 		c.MaxHandshakes = DefaultMaxHandshakes
 	}
-	if c.WriteTimeout == 0 {
-		c.WriteTimeout = DefaultWriteTimeout
+	if c.QueueAge == 0 {
+		c.QueueAge = DefaultQueueAge
+	}
+	if c.Kind == "" {
+		c.Kind = Auto
 	}
 	if c.Shards == 0 {
-		c.Shards = runtime.GOMAXPROCS(0)
+		c.Shards = min(runtime.GOMAXPROCS(0), maxShards)
 	}
-	if c.MaxHandshakes < 0 || c.WriteTimeout < 0 || c.Shards < 0 || c.UpstreamGrace < 0 {
+	if c.MaxHandshakes < 0 || c.QueueAge < 0 || c.Shards < 0 || c.UpstreamGrace < 0 {
 		return nil, errors.New("engine: a negative limit")
 	}
+	if c.Shards > maxShards {
+		return nil, fmt.Errorf("engine: %d shards, want at most %d", c.Shards, maxShards)
+	}
+	if c.Kind == Epoll && !rawSockets {
+		return nil, errors.New("engine: epoll is there on Linux only: use portable or auto")
+	}
 	e := &Engine{
-		log:          c.Logger.With(slog.String("component", "engine")),
-		backend:      c.Backend,
-		markets:      make(map[string]int, len(c.Markets)),
-		maxSockets:   int64(c.MaxConnections),
-		queueBytes:   c.QueueBytes,
-		writeTimeout: c.WriteTimeout,
-		grace:        c.UpstreamGrace,
-		refused:      c.Refused,
-		empty:        make(chan struct{}, 1),
+		log:        c.Logger.With(slog.String("component", "engine")),
+		backend:    c.Backend,
+		markets:    make(map[string]int, len(c.Markets)),
+		maxSockets: int64(c.MaxConnections),
+		queueBytes: c.QueueBytes,
+		queueAge:   c.QueueAge,
+		grace:      c.UpstreamGrace,
+		refused:    c.Refused,
+		empty:      make(chan struct{}, 1),
 
 		authentications: make(chan struct{}, c.MaxHandshakes),
 		acquisitions:    make(chan struct{}, c.MaxHandshakes),
@@ -145,8 +174,12 @@ func New(c Config) (*Engine, error) {
 		e.markets[name] = len(names)
 		names = append(names, name)
 	}
-	for range c.Shards {
-		e.shards = append(e.shards, newShard(e, names, c.Markets))
+	for i := range c.Shards {
+		s := newShard(e, i, names, c.Markets)
+		if err := s.open(c.Kind != Portable); err != nil {
+			return nil, fmt.Errorf("engine: %w", err)
+		}
+		e.shards = append(e.shards, s)
 	}
 	var err error
 	if e.metrics, err = newMetrics(c.Meter, e, names); err != nil {
@@ -160,11 +193,12 @@ func New(c Config) (*Engine, error) {
 // backend, have ended. It is called once.
 func (e *Engine) Run(ctx context.Context) error {
 	var shards sync.WaitGroup
-	for _, s := range e.shards {
+	failures := make([]error, len(e.shards))
+	for i, s := range e.shards {
 		shards.Add(1)
 		lifecycle.Go("engine shard", func() {
 			defer shards.Done()
-			s.run() //nolint:contextcheck // what the shards still do when ctx is done is not its to cancel
+			failures[i] = s.run() //nolint:contextcheck // what the shards still do when ctx is done is not its to cancel
 		})
 	}
 	<-ctx.Done()
@@ -174,31 +208,48 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	shards.Wait()
 	e.calls.Wait()
-	return e.metrics.close()
+	return errors.Join(append(failures, e.metrics.close())...)
 }
 
 // Attach hands over a connection whose upgrade has been answered, and the
 // bytes the client sent right behind its request; both are the engine's from
-// then on. client is its address, for Config.Refused. It reports false when the
+// then on. client is its address, for Config.Refused; deflate: permessage-deflate
+// was negotiated. It reports false when the
 // engine drains or is full: the connection then stays the caller's.
-func (e *Engine) Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialect.Opening, client netip.Addr) bool {
+func (e *Engine) Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialect.Opening, client netip.Addr, deflate bool) bool {
 	if e.connections.Add(1) > e.maxSockets || e.draining.Load() {
 		e.leave()
 		return false
 	}
-	s := e.shards[int(e.next.Add(1))%len(e.shards)]
+	s := e.shards[0]
+	for _, other := range e.shards[1:] {
+		if other.load.Load() < s.load.Load() {
+			s = other
+		}
+	}
+	s.load.Add(1)
 	tune(conn)
-	a := &attachment{
-		transport: newStream(s, conn, early, d.Policy().MaxMessage),
-		dialect:   d,
-		opening:   o,
-		client:    client,
+	t, err := s.transport(conn, early, newParser(d.Policy().MaxMessage, deflate))
+	if err == nil && s.clients.post(input{kind: inputAttach, body: &attachment{transport: t, dialect: d, opening: o, client: client, deflate: deflate}}, nil) {
+		return true
 	}
-	if !s.clients.post(input{kind: inputAttach, body: a}, nil) {
-		e.leave()
-		return false
+	s.leave()
+	return false
+}
+
+func newParser(maxMessage int, deflate bool) frame.Parser {
+	p := frame.NewParser(maxMessage)
+	if deflate {
+		p.AcceptDeflate()
 	}
-	return true
+	return p
+}
+
+// Lost tells that a lock was lost, to the connection that had asked for it. It
+// does not block.
+func (e *Engine) Lost(o Owner, r dialect.Reason) {
+	shard, to := o.split()
+	e.shards[shard].clients.force(input{kind: inputLost, ref: to, reason: r})
 }
 
 // Full reports whether there is no room for another connection.

@@ -5,6 +5,7 @@ import (
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
 )
 
 // ref names a connection of a shard: its slot and the slot's generation, so that
@@ -19,15 +20,13 @@ type inputKind uint8
 
 const (
 	inputAttach        inputKind = iota // body: *attachment
-	inputMessage                        // payload
-	inputPing                           // payload
-	inputPong                           //
-	inputClosed                         // the client's close frame; code
+	inputFrame                          // of the client; frame, payload, code
 	inputBroken                         // the client broke a rule, or was too slow; reason
 	inputGone                           // the socket broke
+	inputRelieved                       // nothing waits to be written any more
 	inputDone                           // the socket is closed, nothing more of it comes
 	inputAuthenticated                  // body: *authenticated
-	inputAcquired                       // reason; body: release
+	inputAcquired                       // reason; body: Lock
 	inputReleased                       //
 	inputLost                           // the lock; reason
 	inputDrain                          // body: *time.Duration
@@ -40,14 +39,16 @@ const (
 
 // input is one thing a shard is told.
 type input struct {
-	kind   inputKind
-	reason dialect.Reason
-	code   uint16
-	ref    ref
-	market int
-	size   int // bytes that count towards the inbox's bound
-	offset int // of the payload in the arena
-	body   any
+	kind       inputKind
+	frame      frame.Kind
+	compressed bool
+	reason     dialect.Reason
+	code       uint16
+	ref        ref
+	market     int
+	size       int // bytes that count towards the inbox's bound
+	offset     int // of the payload in the arena
+	body       any
 }
 
 type notice struct {

@@ -67,7 +67,7 @@ func (m *market) leave(s subscription) {
 	t.subscribers[s.position] = moved
 	t.subscribers = t.subscribers[:last]
 	if int(s.position) < last {
-		c := m.shard.connections[moved]
+		c := m.shard.slots[moved].connection
 		at, _ := c.find(s.topic)
 		c.topics[at].position = s.position
 	}
@@ -103,8 +103,8 @@ func (m *market) batch(b *feedv1.Batch) {
 
 // each calls f for every live connection of the market.
 func (m *market) each(f func(c *connection)) {
-	for _, c := range m.shard.connections {
-		if c != nil && c.market == m {
+	for i := range m.shard.slots {
+		if c := m.shard.slots[i].connection; c != nil && c.market == m {
 			f(c)
 			c.settle()
 		}
@@ -171,7 +171,7 @@ func (m *market) notice(n *notice) {
 			e.notice = e.dialect.TopicProblem(t.name, text)
 		}
 		for _, subscriber := range t.subscribers {
-			c := m.shard.connections[subscriber]
+			c := m.shard.slots[subscriber].connection
 			c.Send(c.encoding.notice)
 		}
 	}

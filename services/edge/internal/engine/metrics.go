@@ -24,12 +24,38 @@ type counters struct {
 	discarded atomic.Uint64 // bytes
 	oversized atomic.Uint64
 	gaps      atomic.Uint64
-	queued    atomic.Int64 // bytes
+	warned    atomic.Uint64 // clients that were told they are slow
+	conflated atomic.Uint64 // events
+	queued    atomic.Int64  // bytes
 
 	connections []atomic.Int64  // by market; the last: none
 	closes      []atomic.Uint64 // by reason
 
 	_ [64]byte
+}
+
+// counts is what a round adds to the counters. Owned by the shard.
+type counts struct {
+	received, frames, events, writes, sentBytes, discarded, oversized, conflated uint64
+
+	queued int64
+}
+
+// show adds the counts to the counters and begins anew.
+func (c *counts) show(to *counters) {
+	if *c == (counts{}) {
+		return
+	}
+	to.received.Add(c.received)
+	to.frames.Add(c.frames)
+	to.events.Add(c.events)
+	to.writes.Add(c.writes)
+	to.sentBytes.Add(c.sentBytes)
+	to.discarded.Add(c.discarded)
+	to.oversized.Add(c.oversized)
+	to.conflated.Add(c.conflated)
+	to.queued.Add(c.queued)
+	*c = counts{}
 }
 
 func newCounters(markets int) *counters {
@@ -107,8 +133,10 @@ func newMetrics(meter metric.Meter, e *Engine, markets []string) (*metrics, erro
 	count("relay_edge_sent_bytes", "Bytes written to the sockets of clients.", func(c *counters) *atomic.Uint64 { return &c.sentBytes })
 	count("relay_edge_discarded_bytes", "Bytes queued for a client and dropped because it was closed.", func(c *counters) *atomic.Uint64 { return &c.discarded })
 	count("relay_edge_oversized_events", "Events and messages never sent because no client takes that much.", func(c *counters) *atomic.Uint64 { return &c.oversized })
+	count("relay_edge_conflated_events", "Quotes replaced by later ones of their symbol, for slow clients that asked for it.", func(c *counters) *atomic.Uint64 { return &c.conflated })
 	count("relay_edge_gap_notices", "Gap notices to clients.", func(c *counters) *atomic.Uint64 { return &c.gaps })
 	b.counter("relay_edge_slow_clients", "Clients that took too little, by what was done.", map[attribute.Set]func(c *counters) uint64{
+		attribute.NewSet(attribute.String("action", "warned")): func(c *counters) uint64 { return c.warned.Load() },
 		attribute.NewSet(attribute.String("action", "closed")): func(c *counters) uint64 { return c.closes[dialect.SlowConsumer].Load() },
 	})
 	closes := make(map[attribute.Set]func(c *counters) uint64)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,7 +51,18 @@ func (d *plain) Greeting() []byte                    { return []byte("hello") }
 func (d *plain) Welcome() []byte                     { return []byte("welcome") }
 func (d *plain) Signin(r dialect.Reason) []byte      { return []byte("signin " + r.String()) }
 func (d *plain) TopicProblem(topic, p string) []byte { return []byte("problem " + topic + ": " + p) }
+func (d *plain) Slow() []byte                        { return []byte("slow") }
 func (d *plain) Envelope() (string, string, string)  { return "[", ",", "]" }
+
+// Conflatable implements dialect.Dialect: events such as "A=1", by what is left of
+// the equals sign.
+func (d *plain) Conflatable(event []byte) []byte {
+	key, _, ok := bytes.Cut(event, []byte("="))
+	if !ok {
+		return nil
+	}
+	return key
+}
 
 func (d *plain) Decode(_ string, message []byte, c *dialect.Command) {
 	words := strings.Fields(string(message))
@@ -164,8 +176,13 @@ func (t *table) held() int {
 // anyone lets everybody in; its functions may be replaced.
 type anyone struct {
 	authenticate func(ctx context.Context) (principal.Principal, dialect.Reason)
-	acquire      func(ctx context.Context, lost func(dialect.Reason)) (func(context.Context), dialect.Reason)
+	acquire      func(ctx context.Context, o Owner) (Lock, dialect.Reason)
 }
+
+// lockFunc is a lock that calls it when it is released.
+type lockFunc func()
+
+func (f lockFunc) Release(context.Context) { f() }
 
 func (a *anyone) Authenticate(ctx context.Context, _ string, _ secret.Secret) (principal.Principal, dialect.Reason) {
 	if a.authenticate != nil {
@@ -174,11 +191,11 @@ func (a *anyone) Authenticate(ctx context.Context, _ string, _ secret.Secret) (p
 	return principal.Principal{UserID: "u"}, dialect.OK
 }
 
-func (a *anyone) Acquire(ctx context.Context, _ principal.Principal, lost func(dialect.Reason)) (func(context.Context), dialect.Reason) {
+func (a *anyone) Acquire(ctx context.Context, _ principal.Principal, o Owner) (Lock, dialect.Reason) {
 	if a.acquire != nil {
-		return a.acquire(ctx, lost)
+		return a.acquire(ctx, o)
 	}
-	return func(context.Context) {}, dialect.OK
+	return lockFunc(func() {}), dialect.OK
 }
 
 // rig is an engine of one market on real sockets.
@@ -188,6 +205,7 @@ type rig struct {
 	dialect *plain
 	backend *anyone
 	topics  *table
+	deflate atomic.Bool
 	server  *httptest.Server
 	stop    func()
 }
@@ -212,17 +230,37 @@ func newEngine(t testing.TB, backend Backend, topics *table, change func(c *Conf
 	return e
 }
 
-func newRig(t testing.TB, change func(c *Config)) *rig {
+// bothKinds runs a test with each kind of transport there is on this system.
+func bothKinds(t *testing.T, test func(t *testing.T, kind Kind)) {
+	t.Helper()
+	kinds := []Kind{Portable}
+	if rawSockets {
+		kinds = append(kinds, Epoll)
+	}
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			test(t, kind)
+		})
+	}
+}
+
+func newRig(t testing.TB, kind Kind, change func(c *Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, dialect: newPlain(), backend: &anyone{}, topics: newTable()}
-	r.engine = newEngine(t, r.backend, r.topics, change)
+	r.engine = newEngine(t, r.backend, r.topics, func(c *Config) {
+		c.Kind = kind
+		if change != nil {
+			change(c)
+		}
+	})
 	r.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		conn, rw, _, err := ws.UpgradeHTTP(q, w)
 		if err != nil {
 			return
 		}
 		early, _ := rw.Reader.Peek(rw.Reader.Buffered()) //nolint:staticcheck // the reader of the pair
-		if !r.engine.Attach(conn, early, r.dialect, r.dialect.Open(q), netip.MustParseAddr("192.0.2.1")) {
+		if !r.engine.Attach(conn, early, r.dialect, r.dialect.Open(q), netip.MustParseAddr("192.0.2.1"), r.deflate.Load()) {
 			_ = conn.Close()
 		}
 	}))

@@ -1,11 +1,14 @@
 package engine
 
 import (
+	"errors"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
 	"github.com/cutemarkets/relay/services/edge/internal/session"
 )
 
@@ -17,6 +20,8 @@ const (
 	feedLimit    = MinQueueBytes / 2
 	// arenaKept is the largest arena that is kept between two rounds.
 	arenaKept = 256 << 10
+	// inputBuffer is what is read of a client at once.
+	inputBuffer = 16 << 10
 )
 
 // Liveness and control frames (the reasons for the numbers: docs/PROTOCOL.md).
@@ -34,45 +39,76 @@ type attachment struct {
 	dialect   dialect.Dialect
 	opening   dialect.Opening
 	client    netip.Addr
+	deflate   bool
+}
+
+// slot is a place for a connection, with what delivering an event needs.
+type slot struct {
+	connection *connection // nil: free
+	encoding   *encoding
+	generation uint32
+	pending    int32 // place in shard.pending, from 1 on; 0: nothing is pending
+	fd         int32 // what may be written to without asking the transport; -1: nothing
 }
 
 // shard is one event loop and everything it owns.
 type shard struct {
 	// Static after construction.
 	engine  *Engine
+	index   int
 	clients *inbox // of connections, answers and the engine
 	feed    *inbox
 	wake    chan struct{}
 	stats   *counters
 	started time.Time
+	poller  *poller // nil: no connection has a raw socket
+
+	load atomic.Int64 // connections, those on their way here included
 
 	// Owned by run; not thread-safe.
-	now         time.Time // of this round
-	markets     []*market
-	encodings   []*encoding
-	connections []*connection // by slot; nil: free
-	generations []uint32      // by slot
-	deliveries  []delivery    // by slot
-	free        []int32       // slots
-	live        int           // connections
-	timers      timers
-	events      [][]byte  // of this round, as the vendor sent them
-	touched     []int32   // slots with something to send
-	spare       [][]int32 // pending lists not in use
-	draining    bool
-	stopping    bool
-	inputs      []input // reused by take
-	arena       []byte  // reused by take
-	feedInputs  []input // reused by take
-	feedArena   []byte  // reused by take; stays empty
+	now        time.Time // of this round
+	markets    []*market
+	encodings  []*encoding
+	slots      []slot
+	free       []int32 // slots
+	live       int     // connections
+	gone       []int32 // slots whose sockets have been closed
+	timers     timers
+	events     [][]byte  // of this round, as the vendor sent them
+	pending    []pending // with the memory of earlier rounds behind its end
+	joined     joined
+	others     []int32 // events that are not conflated
+	counts     counts
+	draining   bool
+	stopping   bool
+	inputs     []input // reused by take
+	arena      []byte  // reused by take
+	feedInputs []input // reused by take
+	feedArena  []byte  // reused by take; stays empty
+
+	// Owned by run; of connections with compression.
+	compressed      map[string]*joined // of this round, by the list of events
+	compressedBytes int                // of them
+	key             []byte             // of one
+	plain, packed   []byte             // one frame before and after
+	inflated        []byte             // a message of a client
+
+	// Owned by run; of raw sockets.
+	input  []byte // being read
+	small  []byte // a frame that is being sent
+	parser frame.Parser
+	unread []ref // still to be read from
 }
 
-func newShard(e *Engine, names []string, interests map[string]Interest) *shard {
+func newShard(e *Engine, index int, names []string, interests map[string]Interest) *shard {
 	s := &shard{
 		engine:  e,
+		index:   index,
 		wake:    make(chan struct{}, 1),
 		stats:   newCounters(len(names)),
-		started: time.Now(),
+		started: time.Now().Add(-time.Nanosecond), // so that the clock is never zero
+
+		compressed: make(map[string]*joined),
 	}
 	s.clients = newInbox(clientsLimit, s.wake)
 	s.feed = newInbox(feedLimit, s.wake)
@@ -82,16 +118,31 @@ func newShard(e *Engine, names []string, interests map[string]Interest) *shard {
 	return s
 }
 
+// clock is the time of this round in ns since the shard's start.
+func (s *shard) clock() int64 { return int64(s.now.Sub(s.started)) }
+
+// since is a time on the shard's clock; 0 for the zero time.
+func (s *shard) since(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(int64(t.Sub(s.started)), 1)
+}
+
 // run is the shard's goroutine: it waits for input or a deadline and does a
 // round, until it was told to stop and its last connection has gone.
-func (s *shard) run() {
+func (s *shard) run() error {
+	var err error
+	if s.poller != nil {
+		err = s.poller.watch(s.wake)
+	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for !s.stopping || s.live > 0 {
-		if at := s.nextDeadline(); at.IsZero() {
+		if at := s.nextDeadline(); at == 0 {
 			timer.Stop()
 		} else {
-			timer.Reset(time.Until(at))
+			timer.Reset(time.Until(s.started.Add(time.Duration(at))))
 		}
 		select {
 		case <-s.wake:
@@ -102,16 +153,19 @@ func (s *shard) run() {
 	for _, in := range append(s.clients.close(), s.feed.close()...) {
 		s.refuse(in)
 	}
+	if s.poller != nil {
+		err = errors.Join(err, s.poller.close())
+	}
+	return err
 }
 
 // refuse takes an input that came after the end.
 func (s *shard) refuse(in input) {
 	switch body := in.body.(type) {
 	case *attachment:
-		body.transport.start(in.ref)
-		body.transport.close(nil)
-		s.engine.leave()
-	case release:
+		body.transport.abandon()
+		s.leave()
+	case Lock:
 		s.engine.release(s, in.ref, body)
 	}
 }
@@ -134,22 +188,35 @@ func (s *shard) round() {
 	if cap(s.arena) > arenaKept {
 		s.arena = nil
 	}
+	s.poll()
 	for _, m := range s.markets {
 		m.expire()
 	}
-	for c := s.timers.pop(s.now); c != nil; c = s.timers.pop(s.now) {
+	for c := s.timers.pop(s.clock()); c != nil; c = s.timers.pop(s.clock()) {
 		c.wakeUp()
 	}
 	s.flush()
+	for _, slot := range s.gone {
+		s.detach(s.slots[slot].connection)
+	}
+	s.gone = s.gone[:0]
+	s.counts.show(s.stats)
 }
 
-// nextDeadline is when a round is due without input; zero: never.
-func (s *shard) nextDeadline() time.Time {
+// readLater has a raw socket read in the next poll.
+func (s *shard) readLater(r ref) {
+	s.unread = append(s.unread, r)
+	s.clients.signal()
+}
+
+// closed notes that the socket of a slot is closed, and nothing more of it comes.
+func (s *shard) closed(slot int32) { s.gone = append(s.gone, slot) }
+
+// nextDeadline is when a round is due without input, on the shard's clock; 0: never.
+func (s *shard) nextDeadline() int64 {
 	next := s.timers.next()
 	for _, m := range s.markets {
-		if at := m.expires; !at.IsZero() && (next.IsZero() || at.Before(next)) {
-			next = at
-		}
+		next = earlier(next, s.since(m.expires))
 	}
 	return next
 }
@@ -186,33 +253,29 @@ func (s *shard) takeClient(in *input, payload []byte) {
 	c := s.lookup(in.ref)
 	switch {
 	case in.kind == inputDone:
-		s.detach(c)
+		s.closed(c.ref.slot)
 		return
 	case c == nil || c.closed:
-		if lock, ok := in.body.(release); ok && lock != nil {
+		if lock, ok := in.body.(Lock); ok {
 			s.engine.release(s, in.ref, lock)
 		}
 		return
 	}
 	switch in.kind {
-	case inputMessage:
-		c.message(payload)
-	case inputPing:
-		c.ping(payload)
-	case inputPong:
-		c.pong()
-	case inputClosed:
-		c.session.ClientClosed(s.now, in.code)
+	case inputFrame:
+		c.hears(frame.Event{Kind: in.frame, Payload: payload, Code: in.code, Compressed: in.compressed})
 	case inputBroken:
 		c.session.End(s.now, in.reason)
 	case inputGone:
 		c.session.Gone(s.now)
+	case inputRelieved:
+		c.relieved()
 	case inputAuthenticated:
 		a := in.body.(*authenticated)
 		c.answered()
 		c.session.Authenticated(s.now, a.principal, a.reason)
 	case inputAcquired:
-		lock, _ := in.body.(release)
+		lock, _ := in.body.(Lock)
 		c.acquired(lock, in.reason)
 	case inputReleased:
 		c.session.Released(s.now)
@@ -224,35 +287,36 @@ func (s *shard) takeClient(in *input, payload []byte) {
 
 // lookup returns the connection of a ref; nil when it has gone.
 func (s *shard) lookup(r ref) *connection {
-	if s.generations[r.slot] == r.generation {
-		return s.connections[r.slot]
+	if sl := &s.slots[r.slot]; sl.generation == r.generation {
+		return sl.connection
 	}
 	return nil
 }
 
 func (s *shard) attach(a *attachment) {
-	var slot int32
-	if n := len(s.free); n > 0 {
-		slot, s.free = s.free[n-1], s.free[:n-1]
-	} else {
-		slot = int32(len(s.connections))
-		s.connections = append(s.connections, nil)
-		s.generations = append(s.generations, 0)
-		s.deliveries = append(s.deliveries, delivery{})
+	n := len(s.free)
+	if n == 0 {
+		s.free = append(s.free, int32(len(s.slots)))
+		s.slots = append(s.slots, slot{fd: -1})
+		n = 1
 	}
+	var place int32
+	place, s.free = s.free[n-1], s.free[:n-1]
+	sl := &s.slots[place]
 	c := &connection{
 		shard:     s,
-		ref:       ref{slot, s.generations[slot]},
+		ref:       ref{place, sl.generation},
 		transport: a.transport,
-		encoding:  s.encodingOf(a.dialect),
-		client:    a.client,
-		opened:    s.now,
-		heard:     s.now,
+		encoding:  s.encodingOf(a.dialect, a.deflate),
+		from:      a.client.As16(),
+		opened:    s.clock(),
+		heard:     s.clock(),
 		timer:     -1,
 		label:     s.marketLabel(a.opening.Market),
+		conflate:  a.opening.Conflate,
 	}
 	c.session = session.New(c, a.dialect, a.opening)
-	s.connections[slot] = c
+	sl.connection, sl.encoding = c, c.encoding
 	s.live++
 	s.stats.connections[c.label].Add(1)
 	a.transport.start(c.ref)
@@ -268,12 +332,18 @@ func (s *shard) detach(c *connection) {
 	if !c.closed {
 		panic("engine: socket closed before its session")
 	}
-	slot := c.ref.slot
-	s.connections[slot] = nil
-	s.generations[slot]++
-	s.free = append(s.free, slot)
+	s.timers.remove(c)
+	sl := &s.slots[c.ref.slot]
+	*sl = slot{generation: sl.generation + 1, fd: -1}
+	s.free = append(s.free, c.ref.slot)
 	s.live--
 	s.stats.connections[c.label].Add(-1)
+	s.leave()
+}
+
+// leave counts a connection out.
+func (s *shard) leave() {
+	s.load.Add(-1)
 	s.engine.leave()
 }
 
@@ -283,22 +353,23 @@ func (s *shard) drain(window time.Duration) {
 	if s.live == 0 {
 		return
 	}
-	step, at := window/time.Duration(s.live), s.now
-	for _, c := range s.connections {
+	step, at := int64(window)/int64(s.live), s.clock()
+	for i := range s.slots {
+		c := s.slots[i].connection
 		if c == nil || c.closed {
 			continue
 		}
 		c.drainAt = at
 		s.timers.set(c, at)
-		at = at.Add(step)
+		at += step
 	}
 }
 
 // marketLabel is the index of a market in the counters; one past the last
 // stands for none.
-func (s *shard) marketLabel(name string) int {
+func (s *shard) marketLabel(name string) uint8 {
 	if i, ok := s.engine.markets[name]; ok {
-		return i
+		return uint8(i)
 	}
-	return len(s.markets)
+	return uint8(len(s.markets))
 }

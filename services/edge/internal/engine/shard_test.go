@@ -2,7 +2,6 @@ package engine
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,26 +25,38 @@ type recorder struct {
 	ref    ref
 	seen   []string
 	writes int
-	room   int // bytes it takes before it is full; 0: no limit
+	room   int       // bytes it takes before it is full; 0: no limit
+	queued int       // bytes that wait, as it says
+	since  time.Time // of them
 }
 
-func (r *recorder) start(to ref) { r.ref = to }
-func (r *recorder) ping()        { r.seen = append(r.seen, "ping") }
-func (r *recorder) discard()     { r.seen = append(r.seen, "discard") }
+func (r *recorder) start(to ref)              { r.ref = to }
+func (r *recorder) abandon()                  {}
+func (r *recorder) discard()                  { r.queued = 0 }
+func (r *recorder) backlog() (int, time.Time) { return r.queued, r.since }
+func (r *recorder) deadline() time.Time       { return time.Time{} }
+func (r *recorder) expire(*connection)        {}
+func (r *recorder) pong(payload []byte)       { r.seen = append(r.seen, "pong "+string(payload)) }
+func (r *recorder) hasten(frames []byte)      { r.record(frames) }
 
-func (r *recorder) pong(payload []byte) { r.seen = append(r.seen, "pong "+string(payload)) }
-
-func (r *recorder) send(b *buffer) bool {
-	if r.room > 0 && len(b.data) > r.room {
+func (r *recorder) send(frames []byte) bool {
+	if r.room > 0 && len(frames) > r.room {
 		return false
 	}
 	r.writes++
-	for in := bytes.NewReader(b.data); in.Len() > 0; {
+	r.record(frames)
+	return true
+}
+
+func (r *recorder) record(frames []byte) {
+	for in := bytes.NewReader(frames); in.Len() > 0; {
 		f := ws.MustReadFrame(in) //nolint:staticcheck // the frames are ours
+		if f.Header.OpCode == ws.OpPing {
+			r.seen = append(r.seen, "ping")
+			continue
+		}
 		r.seen = append(r.seen, string(f.Payload))
 	}
-	b.release()
-	return true
 }
 
 func (r *recorder) close(final []byte) {
@@ -122,7 +133,7 @@ func (b *bench) connect(topics ...string) *recorder {
 }
 
 func (b *bench) say(r *recorder, text string) {
-	b.shard.clients.post(input{kind: inputMessage, ref: r.ref}, []byte(text))
+	b.shard.clients.post(input{kind: inputFrame, frame: frame.Text, ref: r.ref}, []byte(text))
 }
 
 func (b *bench) tell(k inputKind, body any) {
@@ -260,12 +271,12 @@ func TestMarketDownForTooLongEndsItsSockets(t *testing.T) {
 		since := time.Now()
 		b.tell(inputDown, &since)
 		b.round()
-		if at := b.shard.nextDeadline(); at.IsZero() || at.After(since.Add(time.Hour)) {
-			t.Fatalf("next round at %v", at)
+		if at := b.shard.nextDeadline(); at == 0 || at > b.shard.since(since.Add(time.Hour)) {
+			t.Fatalf("next round at %v", time.Duration(at))
 		}
 		for range 3600 { // the client stays alive
 			time.Sleep(time.Second)
-			b.shard.clients.post(input{kind: inputPong, ref: r.ref}, nil)
+			b.shard.clients.post(input{kind: inputFrame, frame: frame.Pong, ref: r.ref}, nil)
 			b.round()
 		}
 		b.expect(r, "bye upstream_gone", "close 1011 upstream_gone")
@@ -290,7 +301,7 @@ func TestSilentClientIsPingedAndCut(t *testing.T) {
 		step(pingAfter - time.Second)
 		step(time.Second, "ping")
 		step(pongWait - time.Second)
-		b.shard.clients.post(input{kind: inputPong, ref: r.ref}, nil)
+		b.shard.clients.post(input{kind: inputFrame, frame: frame.Pong, ref: r.ref}, nil)
 		step(0)
 		step(pingAfter-time.Second, []string{}...)
 		step(time.Second, "ping")
@@ -302,7 +313,7 @@ func TestStaleReferencesChangeNothing(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, b *bench) {
 		first := b.connect("T.A")
-		b.shard.clients.post(input{kind: inputClosed, ref: first.ref, code: 1000}, nil)
+		b.shard.clients.post(input{kind: inputFrame, frame: frame.Close, ref: first.ref, code: 1000}, nil)
 		b.round()
 		b.expect(first, "close 1000 ")
 		second := b.connect("T.A")
@@ -311,10 +322,11 @@ func TestStaleReferencesChangeNothing(t *testing.T) {
 		}
 		released := 0
 		for _, in := range []input{
-			{kind: inputMessage}, {kind: inputPing}, {kind: inputPong}, {kind: inputClosed, code: 1000}, {kind: inputGone},
+			{kind: inputFrame, frame: frame.Text}, {kind: inputFrame, frame: frame.Ping}, {kind: inputFrame, frame: frame.Pong},
+			{kind: inputFrame, frame: frame.Close, code: 1000}, {kind: inputGone}, {kind: inputRelieved},
 			{kind: inputBroken, reason: dialect.ProtocolError}, {kind: inputLost, reason: dialect.LockLost}, {kind: inputReleased},
 			{kind: inputAuthenticated, body: &authenticated{}}, {kind: inputAcquired, reason: dialect.LockUnavailable},
-			{kind: inputAcquired, body: release(func(context.Context) { released++ })},
+			{kind: inputAcquired, body: lockFunc(func() { released++ })},
 		} {
 			in.ref = first.ref
 			b.shard.clients.force(in)
@@ -334,7 +346,7 @@ func TestFullQueueEndsTheClientWithTheLastWord(t *testing.T) {
 		r.room = 100
 		b.batch(event{strings.Repeat("1", 200), "T.A", ""})
 		b.round()
-		b.expect(r, "discard", "bye slow_consumer", "close 1008 slow_consumer")
+		b.expect(r, "bye slow_consumer", "close 1008 slow_consumer")
 		b.expect(other, "["+strings.Repeat("1", 200)+"]")
 	})
 }
@@ -406,7 +418,7 @@ func TestSubscriptionsFollowAModel(t *testing.T) {
 				for _, c := range clients {
 					if c != nil {
 						c.take()
-						b.shard.clients.post(input{kind: inputPong, ref: c.ref}, nil) // the client stays alive
+						b.shard.clients.post(input{kind: inputFrame, frame: frame.Pong, ref: c.ref}, nil) // the client stays alive
 						for topic := range c.topics {
 							held[topic] = true
 						}
@@ -456,10 +468,7 @@ func compare(who int, got []string, topics map[string]bool) error {
 // sinkhole is a transport that takes everything.
 type sinkhole struct{ recorder }
 
-func (s *sinkhole) send(b *buffer) bool {
-	b.release()
-	return true
-}
+func (s *sinkhole) send([]byte) bool { return true }
 
 // fill connects n clients that take one topic.
 func (b *bench) fill(n int) {
@@ -467,7 +476,7 @@ func (b *bench) fill(n int) {
 		s := &sinkhole{recorder{shard: b.shard}}
 		b.shard.clients.force(input{kind: inputAttach, body: &attachment{transport: s, dialect: b.dialect, opening: opening()}})
 		b.shard.round()
-		for b.shard.connections[len(b.shard.connections)-1].market == nil {
+		for b.shard.slots[len(b.shard.slots)-1].connection.market == nil {
 			<-b.shard.wake
 			b.shard.round()
 		}
@@ -495,7 +504,7 @@ func TestDeliveryAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkShardDelivery(b *testing.B) {
-	for _, n := range []int{1, 100, 1000} {
+	for _, n := range []int{1, 100, 1000, 10_000} {
 		b.Run(fmt.Sprintf("subscribers=%d", n), func(b *testing.B) {
 			rig := newBench(b, nil)
 			rig.fill(n)

@@ -1,36 +1,439 @@
 package engine
 
 import (
+	"errors"
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
 )
 
 const (
-	// userTimeout ends a connection whose peer acknowledges nothing; without it
-	// retransmission goes on for a quarter of an hour.
-	userTimeout = 15 * time.Second
-	// unsentBytes is how much the kernel takes beyond what is on the wire, so
-	// that a slow client's backlog stays where it is counted and pongs are not
-	// stuck behind it.
-	unsentBytes = 128 << 10
+	// readPieces is how much of one client is read in a row, in read buffers,
+	// before others get their turn.
+	readPieces = 4
+	// maxLooks is how often a round asks the poller before it goes on.
+	maxLooks = 64
+	// lastBuffer is what the kernel may take, whatever the client takes, once a
+	// connection closes: the client is to find its last words when it reads on.
+	lastBuffer = 1 << 20
 )
 
-// tune sets the options of a client's socket. A connection without one, or
-// that has broken already, stays as it is: it will fail by itself.
-func tune(conn net.Conn) {
-	tcp, ok := innermost(conn).(*net.TCPConn)
-	if !ok {
-		return
-	}
-	_ = tcp.SetNoDelay(true)
-	raw, err := tcp.SyscallConn()
+// socket is the transport of an event loop: a raw file descriptor, without a
+// goroutine, and without a buffer while nothing waits in either direction.
+// Owned by the shard.
+type socket struct {
+	shard  *shard
+	slot   int32
+	fd     int32    // -1: closed
+	out    *backlog // nil: nothing waits
+	in     *inbound // nil: no message has begun
+	end    int64    // when closing is over, in ns of the shard's clock; 0: open
+	broken bool     // nothing can be written any more
+	shut   bool     // all has been written, after close
+	deaf   bool     // nothing more of the client counts
+	ended  bool     // the client's side has ended
+}
+
+// inbound is a message that has begun.
+type inbound struct {
+	early   []byte // sent right behind the request, still to be parsed
+	parser  frame.Parser
+	pending uint32 // of the parser, when the time began
+	until   int64  // ns of the shard's clock
+}
+
+// detach takes a socket from the runtime: it returns a descriptor of our own,
+// and closes conn, which does not end the connection.
+func detach(conn *net.TCPConn) (fd int, err error) {
+	raw, err := conn.SyscallConn()
 	if err != nil {
+		return 0, err
+	}
+	failure := raw.Control(func(theirs uintptr) {
+		fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if err := errors.Join(failure, err); err != nil {
+		return 0, err
+	}
+	_ = conn.Close() // ours stays
+	return fd, nil
+}
+
+// start implements transport.
+func (t *socket) start(r ref) {
+	t.slot = r.slot
+	if err := t.shard.poller.add(int(t.fd), r); err != nil {
+		panic("engine: epoll_ctl: " + err.Error()) // out of kernel memory, or a descriptor that is not ours
+	}
+	t.direct()
+	t.shard.readLater(r)
+}
+
+// abandon implements transport.
+func (t *socket) abandon() { _ = unix.Close(int(t.fd)) } // nothing can be done about it
+
+// direct says whether the shard may write to the socket without asking.
+func (t *socket) direct() {
+	fd := int32(-1)
+	if t.out == nil && t.end == 0 && !t.broken {
+		fd = t.fd
+	}
+	t.shard.slots[t.slot].fd = fd
+}
+
+// send implements transport.
+func (t *socket) send(frames []byte) bool {
+	if t.out != nil && t.end == 0 && t.out.held()+len(frames) > t.shard.engine.queueBytes {
+		return false
+	}
+	t.push(frames)
+	return true
+}
+
+// push sends or queues without looking at the bound.
+func (t *socket) push(frames []byte) {
+	switch {
+	case len(frames) == 0:
+	case t.broken || t.fd < 0:
+		t.shard.counts.discarded += uint64(len(frames))
+	case t.out != nil:
+		t.queue(frames, false)
+	default:
+		n := t.write(frames)
+		t.sent(frames, n)
+	}
+}
+
+// sent follows a write to a socket with nothing queued.
+func (t *socket) sent(frames []byte, n int) {
+	switch {
+	case t.broken:
+		t.shard.counts.discarded += uint64(len(frames) - n)
+	case n < len(frames):
+		t.queue(frames[n:], n > 0)
+	}
+}
+
+func (t *socket) queue(rest []byte, begun bool) {
+	t.waiting().add(rest, begun, t.shard.now)
+	t.shard.counts.queued += int64(len(rest))
+}
+
+// waiting returns the backlog, and makes one if there is none.
+func (t *socket) waiting() *backlog {
+	if t.out == nil {
+		t.out = new(backlog)
+		t.direct()
+	}
+	return t.out
+}
+
+// write writes what the kernel takes at once.
+func (t *socket) write(data []byte) int {
+	n, errno := writeNow(t.fd, data)
+	t.shard.counts.writes++
+	t.shard.counts.sentBytes += uint64(n)
+	if errno != 0 && errno != unix.EAGAIN {
+		t.fail()
+	}
+	return n
+}
+
+// fail notes that nothing can be written any more. Reading tells the session.
+func (t *socket) fail() {
+	t.broken = true
+	t.giveUp()
+	t.direct()
+	t.shard.readLater(ref{t.slot, t.shard.slots[t.slot].generation})
+}
+
+// giveUp drops all that waits to be written.
+func (t *socket) giveUp() {
+	if t.out != nil {
+		t.unqueue(t.out.size)
+		t.shard.counts.discarded += uint64(t.out.size)
+		t.out.release()
+		t.out = nil
+	}
+}
+
+func (t *socket) unqueue(bytes int) { t.shard.counts.queued -= int64(bytes) }
+
+// hasten implements transport.
+func (t *socket) hasten(frames []byte) {
+	switch {
+	case t.broken || t.end != 0:
+	case t.out != nil:
+		t.out.hasten(frames)
+	default:
+		if n := t.write(frames); n < len(frames) && !t.broken {
+			t.queue(frames[n:], n > 0)
+		}
+	}
+}
+
+// pong implements transport.
+func (t *socket) pong(payload []byte) {
+	if t.out != nil {
+		t.out.answer(payload)
 		return
 	}
-	_ = raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
-	})
+	t.shard.small = frame.AppendPong(t.shard.small[:0], payload)
+	t.hasten(t.shard.small)
+}
+
+// discard implements transport.
+func (t *socket) discard() {
+	if t.out == nil {
+		return
+	}
+	dropped := t.out.discard()
+	t.unqueue(dropped)
+	t.shard.counts.discarded += uint64(dropped)
+	t.settle()
+}
+
+// backlog implements transport.
+func (t *socket) backlog() (int, time.Time) {
+	if t.out == nil {
+		return 0, time.Time{}
+	}
+	return t.out.held(), t.out.since()
+}
+
+// close implements transport.
+func (t *socket) close(final []byte) {
+	t.end = t.shard.clock() + int64(closeWait)
+	if t.out != nil {
+		_ = unix.SetsockoptInt(int(t.fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, lastBuffer)
+		_ = unix.SetsockoptInt(int(t.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, lastBuffer)
+	}
+	t.push(final)
+	t.in, t.deaf = nil, true
+	t.direct()
+	t.drain()
+}
+
+// drain writes what waits, as far as the kernel takes it.
+func (t *socket) drain() {
+	for t.out != nil {
+		piece := t.out.next()
+		if len(piece) == 0 {
+			break
+		}
+		before := t.out.size
+		n := t.write(piece)
+		if t.out == nil {
+			return
+		}
+		t.out.took(n)
+		t.unqueue(before - t.out.size)
+		if n < len(piece) {
+			return
+		}
+	}
+	t.settle()
+}
+
+// settle ends the backlog when nothing waits, and our side of a connection that
+// closes.
+func (t *socket) settle() {
+	if t.out != nil && t.out.empty() {
+		t.out.release()
+		t.out = nil
+		t.direct()
+	}
+	switch {
+	case t.end == 0 || t.fd < 0 || t.shut:
+	case t.broken:
+		t.cut()
+	case t.out == nil:
+		t.shut = true
+		t.end = t.shard.clock() + int64(lingerWait)
+		if t.ended || unix.Shutdown(int(t.fd), unix.SHUT_WR) != nil {
+			t.cut()
+		}
+	}
+}
+
+// cut closes the socket.
+func (t *socket) cut() {
+	t.giveUp()
+	_ = unix.Close(int(t.fd)) // nothing can be done about it
+	t.fd = -1
+	t.direct()
+	t.shard.closed(t.slot)
+}
+
+// deadline implements transport.
+func (t *socket) deadline() time.Time {
+	switch {
+	case t.fd < 0:
+	case t.end != 0:
+		return t.shard.started.Add(time.Duration(t.end))
+	case t.in != nil:
+		return t.shard.started.Add(time.Duration(t.in.until))
+	}
+	return time.Time{}
+}
+
+// expire implements transport.
+func (t *socket) expire(c *connection) {
+	if t.end != 0 {
+		t.cut()
+		return
+	}
+	t.in, t.deaf = nil, true
+	c.session.End(t.shard.now, dialect.MessageTimeout)
+}
+
+// ready follows what the poller tells.
+func (t *socket) ready(c *connection, events uint32) {
+	if events&unix.EPOLLOUT != 0 && t.out != nil {
+		t.drain()
+		c.relieved()
+	}
+	if events&^uint32(unix.EPOLLOUT) != 0 {
+		t.read(c, events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0)
+	}
+}
+
+// read takes what the client said. What comes after the end is dropped. A short
+// read means that there is no more, except at the end of the client's side: no
+// event will tell of that again.
+func (t *socket) read(c *connection, last bool) {
+	if t.in != nil && t.in.early != nil {
+		early := t.in.early
+		t.in = nil
+		t.take(c, early)
+	}
+	for range readPieces {
+		if t.fd < 0 {
+			return
+		}
+		n, errno := readNow(t.fd, t.shard.input)
+		switch {
+		case errno == unix.EAGAIN:
+			return
+		case errno != 0 || n == 0:
+			t.gone(c, errno)
+			return
+		}
+		t.take(c, t.shard.input[:n])
+		if n < len(t.shard.input) && !last {
+			return
+		}
+	}
+	t.shard.readLater(c.ref)
+}
+
+// gone follows the end of the client's side.
+func (t *socket) gone(c *connection, errno syscall.Errno) {
+	t.ended = true
+	if errno != 0 {
+		t.fail()
+	}
+	switch {
+	case t.end == 0:
+		c.session.Gone(t.shard.now)
+	case t.shut || t.broken:
+		t.cut()
+	}
+}
+
+// take parses bytes of the client and hands over what they say.
+func (t *socket) take(c *connection, in []byte) {
+	if t.deaf {
+		return
+	}
+	parser := &t.shard.parser
+	if t.in != nil {
+		parser = &t.in.parser
+	} else {
+		*parser = newParser(c.encoding.policy.MaxMessage, c.encoding.deflate)
+	}
+	for !t.deaf {
+		event, rest, err := parser.Next(in)
+		t.deaf = err != nil || event.Kind == frame.Close
+		switch {
+		case err != nil:
+			c.session.End(t.shard.now, violation(err))
+		case event.Kind == frame.None:
+			t.keep(parser)
+			return
+		default:
+			c.hears(event)
+		}
+		in = rest
+	}
+	t.in = nil
+}
+
+// keep keeps a message that has begun until its rest comes.
+func (t *socket) keep(parser *frame.Parser) {
+	pending := parser.Pending()
+	switch {
+	case pending == 0:
+		t.in = nil
+		return
+	case t.in == nil:
+		t.in = &inbound{parser: *parser}
+	}
+	if t.in.pending != pending {
+		t.in.pending, t.in.until = pending, t.shard.clock()+int64(messageWait)
+	}
+}
+
+// written writes to a socket with nothing queued and reports whether all was
+// taken; else the transport has the rest.
+func (s *shard) written(sl *slot, frames []byte) bool {
+	n, errno := writeNow(sl.fd, frames)
+	s.counts.writes++
+	s.counts.sentBytes += uint64(n)
+	if n == len(frames) {
+		return true
+	}
+	t := sl.connection.transport.(*socket)
+	if errno != 0 && errno != unix.EAGAIN {
+		t.fail()
+	}
+	t.sent(frames, n)
+	return false
+}
+
+// poll takes what the raw sockets have to tell.
+func (s *shard) poll() {
+	if s.poller == nil {
+		return
+	}
+	unread := s.unread
+	s.unread = nil
+	for _, r := range unread {
+		s.ready(r, unix.EPOLLIN|unix.EPOLLRDHUP) // what an event told may be forgotten
+	}
+	more := true
+	for looks := 0; more && looks < maxLooks; looks++ {
+		var events []unix.EpollEvent
+		events, more = s.poller.take()
+		for i := range events {
+			s.ready(ref{events[i].Fd, uint32(events[i].Pad)}, events[i].Events)
+		}
+	}
+	if more {
+		s.clients.signal() // the others' turn first
+	}
+}
+
+func (s *shard) ready(r ref, events uint32) {
+	c := s.lookup(r)
+	if c == nil {
+		return
+	}
+	c.transport.(*socket).ready(c, events)
+	c.settle()
 }

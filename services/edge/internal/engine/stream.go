@@ -13,33 +13,24 @@ import (
 )
 
 const (
-	// closeWait bounds what is still to be written once a connection closes, and
-	// lingerWait how long the client's side is read after that: closing with
-	// unread input would make the kernel reset the connection and drop the close
-	// frame (RFC 9112 §9.6).
-	closeWait  = time.Second
-	lingerWait = 500 * time.Millisecond
-	// writePiece is what a client under TLS has to take within the write timeout,
-	// as TLS cannot go on after a write that timed out half-way. Without TLS any
-	// byte will do.
+	// writePiece is the most that is written to a connection at once, so that
+	// control frames have their turn.
 	writePiece = 32 << 10
 	// readBuffer is what a connection holds while it waits for its client.
 	readBuffer = 512
 )
 
 // stream is the portable transport: a net.Conn with a goroutine that reads and
-// one that writes. The queue is bounded in bytes; the shard decides what
-// happens when it is full.
+// one that writes.
 type stream struct {
 	// Static after start.
-	conn         net.Conn
-	inbox        *inbox
-	stats        *counters
-	ref          ref
-	limit        int // bytes queued
-	writeTimeout time.Duration
-	closes       chan struct{} // closed when closing begins
-	readerDone   chan struct{}
+	conn       net.Conn
+	inbox      *inbox
+	stats      *counters
+	ref        ref
+	limit      int           // bytes queued
+	closes     chan struct{} // closed when closing begins
+	readerDone chan struct{}
 
 	// Owned by the reader; not thread-safe.
 	early   []byte
@@ -47,30 +38,25 @@ type stream struct {
 	pending uint32 // of the parser, when the deadline was set
 
 	// Guarded by mu.
-	mu       sync.Mutex
-	work     *sync.Cond
-	queue    []*buffer
-	queued   int // bytes of queue and of the write in flight
-	wantPing bool
-	wantPong bool
-	pongBody []byte
-	final    []byte // the close frame
-	closing  bool
-	timeUp   *time.Timer // since closing: cuts the connection
-	broken   bool        // nothing can be written any more
+	mu      sync.Mutex
+	work    *sync.Cond
+	out     backlog
+	watched bool // the shard is to be told when nothing waits
+	closing bool
+	timeUp  *time.Timer // since closing: cuts the connection
+	broken  bool        // nothing can be written any more
 }
 
-func newStream(s *shard, conn net.Conn, early []byte, maxMessage int) *stream {
+func newStream(s *shard, conn net.Conn, early []byte, parser frame.Parser) *stream {
 	t := &stream{
-		conn:         conn,
-		inbox:        s.clients,
-		stats:        s.stats,
-		limit:        s.engine.queueBytes,
-		writeTimeout: s.engine.writeTimeout,
-		closes:       make(chan struct{}),
-		readerDone:   make(chan struct{}),
-		early:        early,
-		parser:       frame.NewParser(maxMessage),
+		conn:       conn,
+		inbox:      s.clients,
+		stats:      s.stats,
+		limit:      s.engine.queueBytes,
+		closes:     make(chan struct{}),
+		readerDone: make(chan struct{}),
+		early:      early,
+		parser:     parser,
 	}
 	t.work = sync.NewCond(&t.mu)
 	return t
@@ -83,118 +69,84 @@ func (t *stream) start(r ref) {
 	lifecycle.Go("engine writer", t.write)
 }
 
-// send implements transport. Behind a backlog frames are gathered in larger
-// buffers, so that a slow client costs fewer, fuller writes, and little more
-// memory than the bytes that count towards the limit.
-func (t *stream) send(b *buffer) bool {
+// abandon implements transport.
+func (t *stream) abandon() { t.cut() }
+
+// send implements transport.
+func (t *stream) send(frames []byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := len(b.data)
-	switch {
-	case t.broken:
-		t.stats.discarded.Add(uint64(n))
-		b.release()
-		return true
-	case t.queued+n > t.limit:
+	if !t.out.empty() && t.out.held()+len(frames) > t.limit {
 		return false
 	}
-	t.queued += n
-	t.stats.queued.Add(int64(n))
-	if last := len(t.queue) - 1; last >= 0 {
-		tail := t.queue[last]
-		if len(tail.data)+n <= cap(tail.data) {
-			tail.add(b)
-			b.release()
-			return true
-		}
-		t.queue[last] = tail.sealed()
-		if n < largeBuffer/2 {
-			roomy := getBuffer(largeBuffer)
-			roomy.add(b)
-			b.release()
-			b = roomy
-		}
-	}
-	t.queue = append(t.queue, b)
-	t.work.Signal()
+	t.queueLocked(frames)
 	return true
 }
 
-// ping implements transport.
-func (t *stream) ping() {
+func (t *stream) queueLocked(frames []byte) {
+	if t.broken {
+		t.stats.discarded.Add(uint64(len(frames)))
+		return
+	}
+	t.out.add(frames, false, time.Now())
+	t.stats.queued.Add(int64(len(frames)))
+	t.work.Signal()
+}
+
+// hasten implements transport.
+func (t *stream) hasten(frames []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.wantPing = true
-	t.work.Signal()
+	if !t.broken && !t.closing {
+		t.out.hasten(frames)
+		t.work.Signal()
+	}
 }
 
 // pong implements transport.
 func (t *stream) pong(payload []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.wantPong = true
-	t.pongBody = append(t.pongBody[:0], payload...)
-	t.work.Signal()
+	if !t.broken && !t.closing {
+		t.out.answer(payload)
+		t.work.Signal()
+	}
 }
 
 // discard implements transport.
 func (t *stream) discard() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.discardLocked()
+	dropped := t.out.discard()
+	t.stats.queued.Add(-int64(dropped))
+	t.stats.discarded.Add(uint64(dropped))
 }
 
-// discardLocked drops everything queued.
-func (t *stream) discardLocked() {
-	for _, b := range t.queue {
-		t.stats.discarded.Add(uint64(len(b.data)))
-		t.releaseLocked(b)
-	}
-	clear(t.queue)
-	t.queue = t.queue[:0]
-}
-
-// discardEventsLocked drops the queued events, except those behind another
-// message in one buffer.
-func (t *stream) discardEventsLocked() {
-	kept := t.queue[:0]
-	for _, b := range t.queue {
-		t.stats.discarded.Add(uint64(b.events))
-		if b.events == len(b.data) {
-			t.releaseLocked(b)
-			continue
-		}
-		t.unqueueLocked(b.events)
-		b.data = append(b.data[:0], b.data[b.events:]...)
-		b.events = 0
-		kept = append(kept, b)
-	}
-	clear(t.queue[len(kept):])
-	t.queue = kept
-}
-
-func (t *stream) releaseLocked(b *buffer) {
-	t.unqueueLocked(len(b.data))
-	b.release()
-}
-
-func (t *stream) unqueueLocked(n int) {
-	t.queued -= n
-	t.stats.queued.Add(-int64(n))
+// backlog implements transport.
+func (t *stream) backlog() (int, time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.watched = !t.out.empty()
+	return t.out.held(), t.out.since()
 }
 
 // close implements transport.
 func (t *stream) close(final []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.final = final
+	t.queueLocked(final)
 	t.closing = true
-	t.discardEventsLocked()
 	_ = t.conn.SetWriteDeadline(time.Now().Add(closeWait)) // a broken socket ends the write by itself
 	t.timeUp = time.AfterFunc(closeWait+lingerWait, t.cut)
 	close(t.closes)
 	t.work.Signal()
 }
+
+// deadline implements transport: the goroutines have their own.
+func (*stream) deadline() time.Time { return time.Time{} }
+
+// expire implements transport.
+func (*stream) expire(*connection) {}
 
 // cut closes the socket under TLS: closing TLS first sends an alert and gives it
 // 5 s, whatever deadline was set.
@@ -250,29 +202,19 @@ func (t *stream) failed(err error) {
 func (t *stream) hand(in []byte) bool {
 	for {
 		event, rest, err := t.parser.Next(in)
-		if err != nil {
-			reason := dialect.ProtocolError
-			if violation := (*frame.Error)(nil); errors.As(err, &violation) {
-				reason = violation.Reason
-			}
-			t.inbox.post(input{kind: inputBroken, ref: t.ref, reason: reason}, nil)
+		switch {
+		case err != nil:
+			t.inbox.post(input{kind: inputBroken, ref: t.ref, reason: violation(err)}, nil)
+			return false
+		case event.Kind == frame.None:
+			t.limitMessageTime()
+			return true
+		}
+		t.inbox.post(input{kind: inputFrame, ref: t.ref, frame: event.Kind, code: event.Code, compressed: event.Compressed}, event.Payload)
+		if event.Kind == frame.Close {
 			return false
 		}
 		in = rest
-		switch event.Kind {
-		case frame.None:
-			t.limitMessageTime()
-			return true
-		case frame.Text:
-			t.inbox.post(input{kind: inputMessage, ref: t.ref}, event.Payload)
-		case frame.Ping:
-			t.inbox.post(input{kind: inputPing, ref: t.ref}, event.Payload)
-		case frame.Pong:
-			t.inbox.post(input{kind: inputPong, ref: t.ref}, nil)
-		case frame.Close:
-			t.inbox.post(input{kind: inputClosed, ref: t.ref, code: event.Code}, nil)
-			return false
-		}
 	}
 }
 
@@ -297,101 +239,60 @@ func (t *stream) limitMessageTime() {
 // write is the writer's goroutine. It lives until the connection has been
 // closed and both directions have ended, and reports that last.
 func (t *stream) write() {
-	small := make([]byte, 0, 2+2*128)
-	for {
-		data, b, last := t.nextWrite(small[:0])
-		if data != nil {
-			t.wrote(b, t.push(data))
-		}
-		if last {
-			break
-		}
+	for piece := t.next(); piece != nil; piece = t.next() {
+		n, err := t.conn.Write(piece)
+		t.stats.writes.Add(1)
+		t.stats.sentBytes.Add(uint64(n))
+		t.wrote(n, err)
 	}
 	t.linger()
 	<-t.readerDone
 	_ = t.conn.Close() // nothing can be done about it, and nothing is lost
 	t.mu.Lock()
 	t.timeUp.Stop()
-	t.discardLocked()
 	t.mu.Unlock()
 	t.inbox.force(input{kind: inputDone, ref: t.ref})
 }
 
-// nextWrite waits for something to write: control frames first, then the
-// queue, then the close frame, which is the last one.
-func (t *stream) nextWrite(small []byte) (data []byte, b *buffer, last bool) {
+// next waits for something to write; nil: nothing more will come.
+func (t *stream) next() []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for {
-		switch {
-		case t.closing && t.broken:
-			return nil, nil, true
-		case t.broken:
-			t.wantPing, t.wantPong = false, false
-			t.discardLocked()
-		case t.wantPong || t.wantPing:
-			if t.wantPong {
-				small = frame.AppendPong(small, t.pongBody)
-			}
-			if t.wantPing {
-				small = frame.AppendPing(small)
-			}
-			t.wantPong, t.wantPing = false, false
-			return small, nil, false
-		case len(t.queue) > 0:
-			b = t.queue[0]
-			copy(t.queue, t.queue[1:])
-			t.queue[len(t.queue)-1] = nil
-			t.queue = t.queue[:len(t.queue)-1]
-			return b.data, b, false
-		case t.closing:
-			return t.final, nil, true
+		if piece := t.out.next(); len(piece) > 0 {
+			piece = piece[:min(len(piece), writePiece)]
+			t.out.claim(len(piece))
+			return piece
+		}
+		if t.closing {
+			return nil
 		}
 		t.work.Wait()
 	}
 }
 
-// push writes whole frames. The client has its time anew for each piece, and
-// again when it took some of it: only one that takes nothing is broken off.
-// Whether a client is too slow is for the bytes that wait to decide.
-func (t *stream) push(data []byte) error {
-	for len(data) > 0 {
-		t.limitWrite()
-		n, err := t.conn.Write(data[:min(len(data), writePiece)])
-		t.stats.writes.Add(1)
-		t.stats.sentBytes.Add(uint64(n))
-		data = data[n:]
-		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
-			return err
-		}
-	}
-	return nil
-}
-
-// limitWrite gives the next write its time; a connection that closes has one
-// for all that is left.
-func (t *stream) limitWrite() {
+// wrote notes what was written, and reports the first failure and the end of
+// what waited.
+func (t *stream) wrote(n int, err error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.closing {
-		_ = t.conn.SetWriteDeadline(time.Now().Add(t.writeTimeout)) // a broken socket ends the write by itself
-	}
-}
-
-// wrote gives back what was written and reports the first failure.
-func (t *stream) wrote(b *buffer, err error) {
-	t.mu.Lock()
-	if b != nil {
-		t.releaseLocked(b)
-	}
+	before := t.out.size
+	t.out.took(n)
+	t.stats.queued.Add(int64(t.out.size - before))
 	report := err != nil && !t.broken && !t.closing
-	t.broken = t.broken || err != nil
+	if err != nil {
+		t.broken = true
+		t.stats.queued.Add(-int64(t.out.size))
+		t.stats.discarded.Add(uint64(t.out.size))
+		t.out.release()
+	}
+	relieved := t.watched && t.out.empty() && !t.closing
+	t.watched = t.watched && !relieved
 	t.mu.Unlock()
 	switch {
-	case report && errors.Is(err, os.ErrDeadlineExceeded):
-		t.inbox.force(input{kind: inputBroken, ref: t.ref, reason: dialect.SlowConsumer})
 	case report:
 		t.inbox.force(input{kind: inputGone, ref: t.ref})
+	case relieved:
+		t.inbox.force(input{kind: inputRelieved, ref: t.ref})
 	}
 }
 

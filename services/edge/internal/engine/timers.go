@@ -1,54 +1,58 @@
 package engine
 
-import "time"
-
 // timers is a heap of connections by the time they want to be looked at. A
 // connection whose time moves to later stays where it is and is looked at in
 // vain once: moving on every message would cost more.
 type timers struct {
-	entries []*connection
+	entries []timed
+}
+
+type timed struct {
+	at         int64 // ns of the shard's clock
+	connection *connection
 }
 
 // set makes sure that the connection is looked at no later than at.
-func (h *timers) set(c *connection, at time.Time) {
-	if c.timer >= 0 && !at.Before(c.wakeAt) {
+func (h *timers) set(c *connection, at int64) {
+	switch {
+	case c.timer < 0:
+		c.timer = int32(len(h.entries))
+		h.entries = append(h.entries, timed{at, c})
+	case at < h.entries[c.timer].at:
+		h.entries[c.timer].at = at
+	default:
 		return
 	}
-	c.wakeAt = at
-	if c.timer < 0 {
-		c.timer = len(h.entries)
-		h.entries = append(h.entries, c)
-	}
-	h.up(c.timer)
+	h.up(int(c.timer))
 }
 
-// next returns the earliest time; zero: none.
-func (h *timers) next() time.Time {
+// next returns the earliest time; 0: none.
+func (h *timers) next() int64 {
 	if len(h.entries) == 0 {
-		return time.Time{}
+		return 0
 	}
-	return h.entries[0].wakeAt
+	return h.entries[0].at
 }
 
 // pop removes and returns a connection whose time has come; nil: none.
-func (h *timers) pop(now time.Time) *connection {
-	if len(h.entries) == 0 || now.Before(h.entries[0].wakeAt) {
+func (h *timers) pop(now int64) *connection {
+	if len(h.entries) == 0 || now < h.entries[0].at {
 		return nil
 	}
-	c := h.entries[0]
+	c := h.entries[0].connection
 	h.remove(c)
 	return c
 }
 
 // remove takes a connection out; one that is not in stays out.
 func (h *timers) remove(c *connection) {
-	i := c.timer
+	i := int(c.timer)
 	if i < 0 {
 		return
 	}
 	last := len(h.entries) - 1
 	h.swap(i, last)
-	h.entries[last] = nil
+	h.entries[last] = timed{}
 	h.entries = h.entries[:last]
 	c.timer = -1
 	if i < last {
@@ -60,7 +64,7 @@ func (h *timers) remove(c *connection) {
 func (h *timers) up(i int) {
 	for i > 0 {
 		parent := (i - 1) / 2
-		if !h.less(i, parent) {
+		if h.entries[parent].at <= h.entries[i].at {
 			return
 		}
 		h.swap(i, parent)
@@ -74,10 +78,10 @@ func (h *timers) down(i int) {
 		if child >= len(h.entries) {
 			return
 		}
-		if child+1 < len(h.entries) && h.less(child+1, child) {
+		if child+1 < len(h.entries) && h.entries[child+1].at < h.entries[child].at {
 			child++
 		}
-		if !h.less(child, i) {
+		if h.entries[i].at <= h.entries[child].at {
 			return
 		}
 		h.swap(i, child)
@@ -85,9 +89,15 @@ func (h *timers) down(i int) {
 	}
 }
 
-func (h *timers) less(i, j int) bool { return h.entries[i].wakeAt.Before(h.entries[j].wakeAt) }
-
 func (h *timers) swap(i, j int) {
 	h.entries[i], h.entries[j] = h.entries[j], h.entries[i]
-	h.entries[i].timer, h.entries[j].timer = i, j
+	h.entries[i].connection.timer, h.entries[j].connection.timer = int32(i), int32(j)
+}
+
+// earlier returns the earlier of two times, of which 0 is none.
+func earlier(a, b int64) int64 {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
 }

@@ -16,6 +16,10 @@ func HeaderSize(n int) int { return ws.HeaderSize(ws.Header{Length: int64(n)}) }
 // AppendTextHeader appends the header of a text message of n bytes in one frame.
 func AppendTextHeader(dst []byte, n int) []byte { return appendHeader(dst, ws.OpText, n) }
 
+// AppendCompressedHeader appends the header of a compressed text message of n
+// compressed bytes in one frame.
+func AppendCompressedHeader(dst []byte, n int) []byte { return appendHeader(dst, rsv1|ws.OpText, n) }
+
 // AppendText appends a text message in one frame.
 func AppendText(dst, payload []byte) []byte {
 	return append(AppendTextHeader(dst, len(payload)), payload...)

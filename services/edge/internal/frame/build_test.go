@@ -16,6 +16,11 @@ func TestBuiltFramesAreThoseOfGobwas(t *testing.T) {
 		if want := ws.MustCompileFrame(ws.NewTextFrame(body)); !bytes.Equal(got, want) {
 			t.Errorf("text of %d differs", n)
 		}
+		compressed := ws.NewTextFrame(body)
+		compressed.Header.Rsv = ws.Rsv(true, false, false)
+		if want := ws.MustCompileFrame(compressed); !bytes.Equal(append(AppendCompressedHeader(nil, n), body...), want) {
+			t.Errorf("compressed text of %d differs", n)
+		}
 		if HeaderSize(n) != len(got)-n {
 			t.Errorf("header size of %d: %d", n, HeaderSize(n))
 		}

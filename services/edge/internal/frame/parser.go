@@ -20,6 +20,9 @@ import (
 // without one, empty continuation frames are free of charge for a client.
 const MaxFragments = 16
 
+// rsv1 is the bit of a frame's first byte that says its message is compressed.
+const rsv1 = 0x40
+
 // NoStatus is the close code of a close frame without one (RFC 6455 §7.1.5).
 const NoStatus = 1005
 
@@ -29,7 +32,7 @@ type Kind uint8
 // The kinds.
 const (
 	None  Kind = iota // all input is used up
-	Text              // one whole text message
+	Text              // one whole text message; its payload is for Inflated
 	Ping              // to be answered with its payload
 	Pong              // an answer, or unsolicited
 	Close             // the last one: whatever follows is ignored
@@ -38,9 +41,10 @@ const (
 // Event is what the parser found. Its payload is valid until the next call of
 // Next, and lies in the input wherever that is possible.
 type Event struct {
-	Kind    Kind
-	Payload []byte // of a close frame: the reason
-	Code    uint16 // close frames only; NoStatus: none
+	Kind       Kind
+	Compressed bool   // text messages only: the payload is DEFLATE, not yet UTF-8
+	Code       uint16 // close frames only; NoStatus: none
+	Payload    []byte // of a close frame: the reason
 }
 
 // Error is a violation. It ends the parser: every later Next returns it again.
@@ -54,22 +58,23 @@ func (e *Error) Error() string { return "frame: " + e.Text }
 
 // The violations.
 var (
-	errUnmasked     = &Error{dialect.ProtocolError, "frame of a client is not masked"}           // RFC 6455 §5.1
-	errReservedBits = &Error{dialect.ProtocolError, "reserved bit set without an extension"}     // §5.2
-	errOpcode       = &Error{dialect.ProtocolError, "reserved opcode"}                           // §5.2
-	errControlLong  = &Error{dialect.ProtocolError, "control frame longer than 125 bytes"}       // §5.5
-	errControlSplit = &Error{dialect.ProtocolError, "fragmented control frame"}                  // §5.5
-	errContinuation = &Error{dialect.ProtocolError, "continuation frame without a message"}      // §5.4
-	errInterleaved  = &Error{dialect.ProtocolError, "new message inside a fragmented one"}       // §5.4
-	errLengthForm   = &Error{dialect.ProtocolError, "length not in its minimal form"}            // §5.2
-	errLengthBit    = &Error{dialect.ProtocolError, "most significant bit of the length is set"} // §5.2
-	errCloseShort   = &Error{dialect.ProtocolError, "close frame with one byte"}                 // §5.5.1
-	errCloseCode    = &Error{dialect.ProtocolError, "close code that must not be sent"}          // §7.4
-	errBinary       = &Error{dialect.UnsupportedData, "binary message"}                          // §7.4.1, 1003
-	errText         = &Error{dialect.InvalidUTF8, "text message is not UTF-8"}                   // §8.1
-	errCloseText    = &Error{dialect.InvalidUTF8, "close reason is not UTF-8"}                   // §8.1
-	errTooBig       = &Error{dialect.MessageTooBig, "message larger than the limit"}             // §10.4
-	errFragments    = &Error{dialect.TooManyFragments, "message in more than 16 frames"}         // §10.4
+	errUnmasked     = &Error{dialect.ProtocolError, "frame of a client is not masked"}              // RFC 6455 §5.1
+	errReservedBits = &Error{dialect.ProtocolError, "reserved bit set that nothing was agreed for"} // §5.2, RFC 7692 §6
+	errOpcode       = &Error{dialect.ProtocolError, "reserved opcode"}                              // §5.2
+	errControlLong  = &Error{dialect.ProtocolError, "control frame longer than 125 bytes"}          // §5.5
+	errControlSplit = &Error{dialect.ProtocolError, "fragmented control frame"}                     // §5.5
+	errContinuation = &Error{dialect.ProtocolError, "continuation frame without a message"}         // §5.4
+	errInterleaved  = &Error{dialect.ProtocolError, "new message inside a fragmented one"}          // §5.4
+	errLengthForm   = &Error{dialect.ProtocolError, "length not in its minimal form"}               // §5.2
+	errLengthBit    = &Error{dialect.ProtocolError, "most significant bit of the length is set"}    // §5.2
+	errCloseShort   = &Error{dialect.ProtocolError, "close frame with one byte"}                    // §5.5.1
+	errCloseCode    = &Error{dialect.ProtocolError, "close code that must not be sent"}             // §7.4
+	errBinary       = &Error{dialect.UnsupportedData, "binary message"}                             // §7.4.1, 1003
+	errDeflate      = &Error{dialect.ProtocolError, "compressed message is no DEFLATE stream"}      // RFC 7692 §7.2.2
+	errText         = &Error{dialect.InvalidUTF8, "text message is not UTF-8"}                      // §8.1
+	errCloseText    = &Error{dialect.InvalidUTF8, "close reason is not UTF-8"}                      // §8.1
+	errTooBig       = &Error{dialect.MessageTooBig, "message larger than the limit"}                // §10.4
+	errFragments    = &Error{dialect.TooManyFragments, "message in more than 16 frames"}            // §10.4
 )
 
 // buffers holds what a parser collects while a message or frame is incomplete.
@@ -97,12 +102,21 @@ type Parser struct {
 	inPayload bool
 	last      bool // collected holds a message that has been yielded
 	closed    bool
+	deflated  bool // the message in progress is compressed
 	mask      [4]byte
+
+	// Static after AcceptDeflate; here it takes no room.
+	deflate bool
 }
 
 // NewParser makes a parser that takes messages of at most maxMessage bytes,
 // over all fragments.
 func NewParser(maxMessage int) Parser { return Parser{maxMessage: maxMessage} }
+
+// AcceptDeflate makes the parser take compressed messages, as permessage-deflate
+// was negotiated. It is called before the first Next. The limit of a message
+// then counts its compressed bytes; Inflated counts the others.
+func (p *Parser) AcceptDeflate() { p.deflate = true }
 
 // Next takes bytes of the client in order and returns what it found first and
 // the bytes it has not used. The caller calls it with those until it yields
@@ -222,8 +236,12 @@ func (p *Parser) checkStart() *Error {
 	p.final = first&0x80 != 0
 	p.opcode = ws.OpCode(first & 0x0f)
 	length := second & 0x7f
+	reserved := first & 0x70
+	if p.deflate && (p.opcode == ws.OpText || p.opcode == ws.OpBinary) {
+		reserved &^= rsv1
+	}
 	switch {
-	case first&0x70 != 0:
+	case reserved != 0:
 		return errReservedBits
 	case p.opcode.IsReserved():
 		return errOpcode
@@ -246,6 +264,9 @@ func (p *Parser) checkStart() *Error {
 		return errFragments
 	}
 	if !p.opcode.IsControl() {
+		if p.fragments == 0 {
+			p.deflated = first&rsv1 != 0
+		}
 		p.fragments++
 	}
 	if length <= 125 {
@@ -307,10 +328,10 @@ func (p *Parser) finish(chunk []byte) (Event, *Error) {
 	}
 	p.fragments = 0
 	p.last = p.collected != nil
-	if !utf8.Valid(payload) {
+	if !p.deflated && !utf8.Valid(payload) {
 		return Event{}, errText
 	}
-	return Event{Kind: Text, Payload: payload}, nil
+	return Event{Kind: Text, Compressed: p.deflated, Payload: payload}, nil
 }
 
 func (p *Parser) finishClose(payload []byte) (Event, *Error) {

@@ -62,6 +62,7 @@ func feed(stream []byte, chunks ...int) string {
 
 func feedTo(p *Parser, stream []byte, chunks ...int) string {
 	var found strings.Builder
+	var scratch []byte
 	stream = bytes.Clone(stream)
 	for len(stream) > 0 {
 		n := len(stream)
@@ -72,6 +73,9 @@ func feedTo(p *Parser, stream []byte, chunks ...int) string {
 		stream = stream[n:]
 		for {
 			event, rest, err := p.Next(in)
+			if err == nil && event.Kind == Text {
+				event.Payload, err = Inflated(event, testMax, &scratch)
+			}
 			if err != nil {
 				var violation *Error
 				if !errors.As(err, &violation) {
@@ -403,13 +407,22 @@ func TestUnfragmentedMessagesAllocateNothing(t *testing.T) {
 func FuzzParser(f *testing.F) {
 	for _, r := range rows() {
 		if len(r.stream) < 300 {
-			f.Add(r.stream, uint8(3))
+			f.Add(r.stream, uint8(3), false)
 		}
 	}
-	f.Fuzz(func(t *testing.T, stream []byte, size uint8) {
+	for _, r := range deflateRows() {
+		if len(r.stream) < 300 {
+			f.Add(r.stream, uint8(3), true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, stream []byte, size uint8, deflate bool) {
 		chunks := make([]int, len(stream))
 		for i := range chunks {
 			chunks[i] = int(size) + 1
+		}
+		feed := feed
+		if deflate {
+			feed = feedDeflate
 		}
 		if whole, split := feed(stream), feed(stream, chunks...); whole != split {
 			t.Fatalf("whole %q, split %q", whole, split)

@@ -18,7 +18,7 @@ import (
 type closer struct{}
 
 func (closer) Full() bool { return false }
-func (closer) Attach(c net.Conn, _ []byte, _ dialect.Dialect, _ dialect.Opening, _ netip.Addr) bool {
+func (closer) Attach(c net.Conn, _ []byte, _ dialect.Dialect, _ dialect.Opening, _ netip.Addr, _ bool) bool {
 	return c.Close() == nil
 }
 

@@ -44,6 +44,7 @@ func FuzzCheck(f *testing.F) {
 		request("/v1/ws/options", "+Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
 		request("/v1/ws/options", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25j\tQ=="),
 		request("/v1/ws/options", "+Transfer-Encoding: chunked"),
+		request("/v1/ws/options", "+Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
 		request("/v1/ws/options", "+Sec-WebSocket-Extensions: permessage-deflate; \"=,;", "+Sec-WebSocket-Protocol: ,"),
 		request("http://relay.test/v1/ws/stocks/", "Host:"),
 		"PRI * HTTP/2.0\r\n\r\n",
@@ -69,14 +70,21 @@ func FuzzCheck(f *testing.F) {
 		client, server := net.Pipe()
 		defer client.Close()
 		w := &hijacked{conn: server}
-		conn, _, err := upgrade(w, r)
+		f := &Front{options: Options{Deflate: true}}
+		extensions := f.negotiate(r)
+		conn, _, err := upgrade(w, r, extensions)
 		if err != nil {
 			t.Fatalf("gobwas refuses what we accept: %v: %q", err, raw)
 		}
 		_ = conn.Close()
 		sum := sha1.Sum([]byte(keys[0] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 		resp, err := http.ReadResponse(bufio.NewReader(&w.written), nil)
-		if err != nil || resp.StatusCode != http.StatusSwitchingProtocols || len(resp.Header) != 3 ||
+		fields := 3
+		if extensions != "" {
+			fields++
+		}
+		if err != nil || resp.StatusCode != http.StatusSwitchingProtocols || len(resp.Header) != fields ||
+			resp.Header.Get("Sec-WebSocket-Extensions") != extensions ||
 			resp.Header.Get("Sec-WebSocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]) {
 			t.Fatalf("answer %+v, error %v to %q", resp, err, raw)
 		}

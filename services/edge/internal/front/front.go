@@ -60,9 +60,10 @@ type Engine interface {
 	// Attach takes over a socket. The 101 has been written, no deadline is set,
 	// nothing else refers to conn: it is a *net.TCPConn, or a *tls.Conn whose
 	// NetConn leads to one. early is what the client sent after its handshake and
-	// has been read already, client its address, for Front.Failed. It reports false
-	// when it takes no more sockets; conn is then the caller's still.
-	Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialect.Opening, client netip.Addr) bool
+	// has been read already, client its address, for Front.Failed; deflate says
+	// whether permessage-deflate was negotiated. It reports false when it takes no
+	// more sockets; conn is then the caller's still.
+	Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialect.Opening, client netip.Addr, deflate bool) bool
 }
 
 // Deps are what a Front needs of others.

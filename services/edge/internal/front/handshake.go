@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cutemarkets/relay/services/edge/internal/deflate"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/frame"
 	"github.com/cutemarkets/relay/services/edge/internal/front/envelope"
@@ -95,11 +96,12 @@ func (f *Front) handshake(w http.ResponseWriter, r *http.Request) dialect.Reason
 		return no.reason
 	}
 	opening := f.deps.Dialect.Open(r)
-	conn, early, err := upgrade(w, r)
+	extensions := f.negotiate(r)
+	conn, early, err := upgrade(w, r, extensions)
 	if err != nil {
 		return dialect.ClientGone
 	}
-	if !f.deps.Engine.Attach(conn, early, f.deps.Dialect, opening, client) {
+	if !f.deps.Engine.Attach(conn, early, f.deps.Dialect, opening, client, extensions != "") {
 		reason := dialect.PodFull
 		if f.draining.Load() {
 			reason = dialect.Draining
@@ -156,13 +158,26 @@ func (f *Front) client(r *http.Request) netip.Addr {
 	return clientAddr(peer.Addr(), r.Header["X-Forwarded-For"], f.options.TrustedProxies)
 }
 
-// upgrade answers with a 101 that accepts neither a subprotocol nor an extension,
-// whatever is offered. It returns the connection freed of net/http, and what the
-// client sent after its handshake.
-func upgrade(w http.ResponseWriter, r *http.Request) (conn net.Conn, early []byte, err error) {
+// negotiate answers the offers of extensions; "": none is accepted.
+func (f *Front) negotiate(r *http.Request) string {
+	if !f.options.Deflate {
+		return ""
+	}
+	response, _ := deflate.Negotiate(r.Header["Sec-Websocket-Extensions"])
+	return response
+}
+
+// upgrade answers with a 101 that accepts these extensions (as negotiate says)
+// and no subprotocol, whatever is offered. It returns the connection freed of
+// net/http, and what the client sent after its handshake.
+func upgrade(w http.ResponseWriter, r *http.Request, extensions string) (conn net.Conn, early []byte, err error) {
 	// Lists that checkUpgrade has accepted are more than gobwas reads.
 	r.Header["Upgrade"], r.Header["Connection"] = tokenWebSocket, tokenUpgrade
-	conn, rw, _, err := ws.HTTPUpgrader{Timeout: requestTimeout}.Upgrade(r, w)
+	upgrader := ws.HTTPUpgrader{Timeout: requestTimeout}
+	if extensions != "" {
+		upgrader.Header = http.Header{"Sec-WebSocket-Extensions": {extensions}}
+	}
+	conn, rw, _, err := upgrader.Upgrade(r, w)
 	if err != nil {
 		if conn != nil {
 			_ = conn.Close()

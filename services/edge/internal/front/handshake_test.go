@@ -67,6 +67,51 @@ func TestUpgraded(t *testing.T) {
 	})
 }
 
+// TestDeflate offers compression to an edge that has it. Whatever is wrong with
+// an offer, the upgrade goes on.
+func TestDeflate(t *testing.T) {
+	o := defaults()
+	o.Deflate = true
+	g := start(t, o)
+	const accepted = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+	for name, row := range map[string]struct {
+		offers []string
+		want   string
+	}{
+		"none":              {nil, ""},
+		"empty":             {[]string{""}, ""},
+		"another":           {[]string{"x-webkit-deflate-frame"}, ""},
+		"plain":             {[]string{"permessage-deflate"}, accepted},
+		"of a browser":      {[]string{"permessage-deflate; client_max_window_bits"}, accepted},
+		"window":            {[]string{"permessage-deflate; server_max_window_bits=15"}, accepted + "; server_max_window_bits=15"},
+		"small window":      {[]string{"permessage-deflate; server_max_window_bits=10"}, ""},
+		"unknown":           {[]string{"permessage-deflate; nonsense=1"}, ""},
+		"repeated":          {[]string{"permessage-deflate; server_no_context_takeover; server_no_context_takeover"}, ""},
+		"malformed":         {[]string{"permessage-deflate; \"=,;"}, ""},
+		"fallback":          {[]string{"permessage-deflate; nonsense=1, permessage-deflate"}, accepted},
+		"fallback by lines": {[]string{"permessage-deflate; nonsense=1", "permessage-deflate"}, accepted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := *g
+			g.t = t
+			var changes []string
+			for _, offer := range row.offers {
+				changes = append(changes, "+Sec-WebSocket-Extensions: "+offer)
+			}
+			c := g.dial()
+			if _, err := io.WriteString(c, request("/v1/ws/stocks/", changes...)); err != nil {
+				t.Fatal(err)
+			}
+			if got := g.expect101(bufio.NewReader(c)); got != row.want {
+				t.Errorf("Sec-WebSocket-Extensions: %q, want %q", got, row.want)
+			}
+			if s := g.attached(); s.deflate != (row.want != "") {
+				t.Errorf("the engine was told %v", s.deflate)
+			}
+		})
+	}
+}
+
 // TestEarlyBytes sends frames with the handshake, in one segment and more of
 // them than net/http reads at once.
 func TestEarlyBytes(t *testing.T) {

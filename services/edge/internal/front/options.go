@@ -19,6 +19,7 @@ type Options struct {
 	FailureBurst   int            `name:"failure-burst-per-ip" default:"100" help:"Failed handshakes and refused API keys of one address at once."`
 	TrustedProxies []netip.Prefix `name:"trusted-proxies" placeholder:"CIDR,..." help:"Networks of our own proxies, whose X-Forwarded-For is believed. None: the peer is the client."`
 	AllowedOrigins []string       `name:"allowed-origins" placeholder:"ORIGIN,..." help:"Origins whose pages may connect, such as https://app.example.com; exact matches. Clients that are no browsers send none and may. Empty: all."`
+	Deflate        bool           `name:"deflate" help:"Compress messages to clients that offer permessage-deflate. Events joined in a message shrink to a third and less; each distinct message costs processor time once, whoever gets it."`
 	TLSCertFile    string         `name:"tls-cert-file" placeholder:"FILE" help:"Certificate with its intermediates, PEM; read again when it changes. Empty: no TLS here."`
 	TLSKeyFile     string         `name:"tls-key-file" placeholder:"FILE" help:"Private key of the certificate, PEM."`
 }

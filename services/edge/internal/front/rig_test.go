@@ -57,6 +57,7 @@ type socket struct {
 	early   []byte
 	opening dialect.Opening
 	client  netip.Addr
+	deflate bool
 }
 
 // catcher is an engine that keeps the sockets for the test.
@@ -82,7 +83,7 @@ func (e *catcher) set(change func(e *catcher)) {
 	change(e)
 }
 
-func (e *catcher) Attach(conn net.Conn, early []byte, _ dialect.Dialect, o dialect.Opening, client netip.Addr) bool {
+func (e *catcher) Attach(conn net.Conn, early []byte, _ dialect.Dialect, o dialect.Opening, client netip.Addr, deflate bool) bool {
 	e.mu.Lock()
 	refuses, panics := e.refuses, e.panics
 	e.mu.Unlock()
@@ -94,7 +95,7 @@ func (e *catcher) Attach(conn net.Conn, early []byte, _ dialect.Dialect, o diale
 		refuses()
 		return false
 	}
-	e.sockets <- socket{conn, early, o, client}
+	e.sockets <- socket{conn, early, o, client, deflate}
 	return true
 }
 
@@ -232,8 +233,14 @@ func (g *rig) open(raw string) (net.Conn, socket) {
 	if _, err := io.WriteString(c, raw); err != nil {
 		g.t.Fatal(err)
 	}
-	g.expect101(bufio.NewReader(c))
-	return c, g.attached()
+	if got := g.expect101(bufio.NewReader(c)); got != "" {
+		g.t.Errorf("Sec-WebSocket-Extensions: %q, want none", got)
+	}
+	s := g.attached()
+	if s.deflate {
+		g.t.Error("the engine was told of compression")
+	}
+	return c, s
 }
 
 func (g *rig) attached() socket {
@@ -248,7 +255,9 @@ func (g *rig) attached() socket {
 	}
 }
 
-func (g *rig) expect101(r *bufio.Reader) {
+// expect101 reads an upgrade that accepts no subprotocol, and returns the
+// extensions it accepts.
+func (g *rig) expect101(r *bufio.Reader) (extensions string) {
 	g.t.Helper()
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
@@ -261,11 +270,10 @@ func (g *rig) expect101(r *bufio.Reader) {
 	if got := resp.Header.Get("Sec-WebSocket-Accept"); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		g.t.Errorf("Sec-WebSocket-Accept: %q", got)
 	}
-	for _, name := range []string{"Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol"} {
-		if v, ok := resp.Header[http.CanonicalHeaderKey(name)]; ok {
-			g.t.Errorf("%s: %q, want none", name, v)
-		}
+	if v := resp.Header.Values("Sec-WebSocket-Protocol"); len(v) != 0 {
+		g.t.Errorf("Sec-WebSocket-Protocol: %q, want none", v)
 	}
+	return strings.Join(resp.Header.Values("Sec-WebSocket-Extensions"), " and ")
 }
 
 // counts returns the values of an instrument by its one label.

@@ -2,37 +2,119 @@ package lock
 
 import (
 	"fmt"
-	"log/slog"
+	"runtime"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
-
-	"go.opentelemetry.io/otel/metric/noop"
 )
 
 // BenchmarkRefresh50k refreshes 50,000 locks once, all buckets one after the
 // other, against a real Redis.
 func BenchmarkRefresh50k(b *testing.B) {
 	const locks = 50_000
-	address := startRedis(b)
-	client, err := NewClient(Options{Address: []string{address}}, "bench")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer func() { _ = client.Close() }()
-	m, err := New(Config{EdgeID: "bench", TTL: time.Minute, Refresh: 20 * time.Second}, client, noop.Meter{}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		b.Fatal(err)
-	}
+	m := newIdleManager(b, Config{EdgeID: "bench", TTL: time.Minute, Refresh: 20 * time.Second}, Options{Address: []string{startRedis(b)}})
 	for n := range locks {
-		mustAcquire(b, m, fmt.Sprint("user-", n), neverLost(b))
+		mustAcquire(b, m, fmt.Sprint("user-", n))
 	}
 	b.ReportAllocs()
 	for b.Loop() {
 		for n := range m.buckets {
-			m.buckets[n].refreshAt = time.Time{}
-			m.buckets[n].working = true
-			m.work(&m.buckets[n])
+			k := &m.buckets[n]
+			k.mu.Lock()
+			k.refreshAt, k.working = 0, true
+			k.mu.Unlock()
+			m.work(k)
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/locks, "ns/lock")
+}
+
+// BenchmarkHandshakes takes and gives back 1,000 locks, as many at a time as
+// there are callers, against a real Redis. It reports the processor time of this
+// process alone.
+func BenchmarkHandshakes(b *testing.B) {
+	const locks = 1000
+	m := newManager(b, Config{EdgeID: "bench"}, Options{Address: []string{startRedis(b)}})
+	users := make([]string, locks)
+	for n := range users {
+		users[n] = fmt.Sprint("user-", n)
+	}
+	for _, callers := range []int{1, 16, 1000} {
+		b.Run(fmt.Sprint(callers, " callers"), func(b *testing.B) {
+			leases := make([]*Lease, locks)
+			each := func(do func(n int)) time.Duration {
+				before := processorTime()
+				var wg sync.WaitGroup
+				for c := range callers {
+					wg.Go(func() {
+						for n := c; n < locks; n += callers {
+							do(n)
+						}
+					})
+				}
+				wg.Wait()
+				return processorTime() - before
+			}
+			var acquire, release time.Duration
+			for b.Loop() {
+				acquire += each(func(n int) { leases[n] = mustAcquire(b, m, users[n]) })
+				release += each(func(n int) { leases[n].Release(b.Context()) })
+			}
+			b.ReportMetric(float64(acquire.Microseconds())/float64(b.N)/1000, "ms-cpu/1000-acquires")
+			b.ReportMetric(float64(release.Microseconds())/float64(b.N)/1000, "ms-cpu/1000-releases")
+		})
+	}
+}
+
+// processorTime is what this process has used, user and system.
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkIdle reports the live heap of a lock that is held, its user's name
+// aside.
+func BenchmarkIdle(b *testing.B) {
+	const items = 10_000
+	m := newManager(b, Config{EdgeID: "bench"}, Options{Address: []string{startRedis(b)}})
+	leases := make([]*Lease, items)
+	users := make([]string, items)
+	for n := range users {
+		users[n] = fmt.Sprint("user-", n)
+	}
+	each := func(do func(n int)) {
+		var wg sync.WaitGroup
+		for c := range 100 {
+			wg.Go(func() {
+				for n := c; n < items; n += 100 {
+					do(n)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	acquire := func(n int) { leases[n] = mustAcquire(b, m, users[n]) }
+	release := func(n int) {
+		leases[n].Release(b.Context())
+		leases[n] = nil
+	}
+	each(acquire) // connections and their buffers come first
+	each(release)
+	for b.Loop() {
+		before := liveHeap()
+		each(acquire)
+		b.ReportMetric((liveHeap()-before)/items, "B/lock")
+		each(release)
+		b.ReportMetric((liveHeap()-before)/items, "B/lock-released")
+	}
+}
+
+func liveHeap() float64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
 }

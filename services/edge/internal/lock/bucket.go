@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,20 +15,17 @@ import (
 // bucket is the locks that share a Redis Cluster slot.
 type bucket struct {
 	mu sync.Mutex
-	// Guarded by mu.
-	leases    map[*Lease]struct{}
-	refreshAt time.Time // when all held locks are refreshed next
-	wakeAt    time.Time // when a release is tried again; zero: none waits
-	fenceAt   time.Time // no lease is valid for less long; zero: none is held
-	working   bool      // its goroutine runs
-
-	// Owned by its goroutine; not thread-safe.
-	refreshing []*Lease // still to be refreshed in this round
+	// Guarded by mu. Times are since the manager was made; 0: none.
+	leases    []*Lease
+	refreshAt time.Duration // when all held locks are refreshed next
+	wakeAt    time.Duration // when a release is tried again
+	fenceAt   time.Duration // no lease is valid for less long
+	working   bool          // its goroutine runs
 }
 
 // sooner returns the earlier time, taking zero for none.
-func sooner(a, b time.Time) time.Time {
-	if a.IsZero() || b.Before(a) {
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b < a {
 		return b
 	}
 	return a
@@ -37,12 +35,25 @@ func spread(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
 }
 
-func (b *bucket) addLocked(l *Lease, now time.Time, refresh time.Duration) {
+func (b *bucket) addLocked(l *Lease, now, refresh time.Duration) {
 	if len(b.leases) == 0 && !b.working {
 		// Anywhere within the first period, so that the buckets lie apart.
-		b.refreshAt = now.Add(time.Duration((0.2 + 0.8*rand.Float64()) * float64(refresh)))
+		b.refreshAt = now + time.Duration((0.2+0.8*rand.Float64())*float64(refresh))
 	}
-	b.leases[l] = struct{}{}
+	l.place = int32(len(b.leases))
+	b.leases = append(b.leases, l)
+}
+
+// removeLocked also gives back the room of leases that have gone.
+func (b *bucket) removeLocked(l *Lease) {
+	last := len(b.leases) - 1
+	b.leases[l.place] = b.leases[last]
+	b.leases[l.place].place = l.place
+	b.leases[last] = nil
+	b.leases = b.leases[:last]
+	if 4*last <= cap(b.leases) {
+		b.leases = append(make([]*Lease, 0, 2*last), b.leases...)
+	}
 }
 
 // Run keeps the locks until ctx is done; then it releases them all, for at most
@@ -57,7 +68,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	m.closing.Store(true)
+	close(m.closing)
 	for n := range m.buckets {
 		m.releaseAll(&m.buckets[n])
 	}
@@ -75,10 +86,7 @@ func (m *Manager) Run(ctx context.Context) error {
 
 func (m *Manager) releaseAll(b *bucket) {
 	b.mu.Lock()
-	leases := make([]*Lease, 0, len(b.leases))
-	for l := range b.leases {
-		leases = append(leases, l)
-	}
+	leases := slices.Clone(b.leases)
 	b.mu.Unlock()
 	for _, l := range leases {
 		m.release(l)
@@ -88,13 +96,12 @@ func (m *Manager) releaseAll(b *bucket) {
 
 // turn looks after the buckets whose time has come.
 func (m *Manager) turn() {
-	now := time.Now()
+	now := m.now()
 	for n := range m.buckets {
 		b := &m.buckets[n]
 		b.mu.Lock()
-		fence := !b.fenceAt.IsZero() && !now.Before(b.fenceAt)
-		due := len(b.leases) > 0 && !b.working &&
-			(!now.Before(b.refreshAt) || !b.wakeAt.IsZero() && !now.Before(b.wakeAt))
+		fence := b.fenceAt != 0 && now >= b.fenceAt
+		due := len(b.leases) > 0 && !b.working && (now >= b.refreshAt || b.wakeAt != 0 && now >= b.wakeAt)
 		b.mu.Unlock()
 		if fence {
 			m.fence(b, now)
@@ -106,20 +113,20 @@ func (m *Manager) turn() {
 }
 
 // fence tells the holders of a bucket whose leases have ended.
-func (m *Manager) fence(b *bucket, now time.Time) {
+func (m *Manager) fence(b *bucket, now time.Duration) {
 	var lost []*Lease
 	b.mu.Lock()
-	b.fenceAt = time.Time{}
-	for l := range b.leases {
+	b.fenceAt = 0
+	for _, l := range b.leases {
 		before := l.machine
 		if ev := l.machine.tick(now); ev.lost != dialect.OK {
 			lost = append(lost, l)
 		}
-		m.settleLocked(l, &before)
+		m.settleLocked(b, l, &before)
 	}
 	b.mu.Unlock()
 	for _, l := range lost {
-		l.lost(dialect.LockUnavailable)
+		m.config.Lost(l.owner, dialect.LockUnavailable)
 	}
 }
 
@@ -146,69 +153,58 @@ func (m *Manager) work(b *bucket) {
 			return
 		}
 		got := m.run(o, leases)
-		now := time.Now()
+		now := m.now()
 		for n, l := range leases {
-			m.step(l, func(x *machine) event { return x.reply(now, o, got[n]) })
+			m.step(l, func(x *machine) event { return x.reply(m.timing, now, o, got[n]) })
 		}
 		if o == opRefresh && (got[0] == refused || got[0] == unknown) {
 			b.mu.Lock()
-			b.refreshAt = now.Add(spread(lastRetry * 8 / 10)) // within 1 s
+			b.refreshAt = now + spread(lastRetry*8/10) // within 1 s
 			b.mu.Unlock()
 		}
 	}
 }
 
-// take chooses the next operation and up to 100 locks for it: releases first,
-// then what Redis has lost, then the refresh.
+// take chooses the next operation and up to 100 locks for it: releases first
+// (those that the line has not done), then what Redis has lost, then the refresh. Nothing left to do ends the
+// bucket's goroutine.
 func (m *Manager) take(b *bucket) (op, []*Lease) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := time.Now()
-	if !now.Before(b.refreshAt) {
-		b.refreshAt = now.Add(spread(m.config.Refresh))
-		b.refreshing = b.refreshing[:0]
-		for l := range b.leases {
-			b.refreshing = append(b.refreshing, l)
+	now := m.now()
+	if now >= b.refreshAt {
+		b.refreshAt = now + spread(m.config.Refresh)
+		for _, l := range b.leases {
+			l.due = l.machine.state == held
 		}
 	}
-	b.wakeAt = time.Time{}
-	picked := make(map[op][]*Lease)
-	for l := range b.leases {
-		o := l.machine.next(now, false)
-		if o == opRelease || o == opReacquire {
-			picked[o] = append(picked[o], l)
-		}
-		if l.machine.state == releasing && o == opNone && !l.machine.busy {
-			b.wakeAt = sooner(b.wakeAt, l.machine.retryAt)
+	b.wakeAt = 0
+	chosen := opNone
+	for _, l := range b.leases {
+		chosen = max(chosen, l.nextLocked(now))
+		if x := &l.machine; x.state == releasing && !x.busy && now < x.retryAt {
+			b.wakeAt = sooner(b.wakeAt, x.retryAt)
 		}
 	}
-	for n := len(b.refreshing); n > 0 && len(picked[opRefresh]) < scriptKeys; n-- {
-		l := b.refreshing[n-1]
-		b.refreshing[n-1] = nil
-		b.refreshing = b.refreshing[:n-1]
-		if l.machine.next(now, true) == opRefresh {
-			picked[opRefresh] = append(picked[opRefresh], l)
+	if chosen == opNone {
+		b.working = false
+		return opNone, nil
+	}
+	leases := make([]*Lease, 0, min(len(b.leases), scriptKeys))
+	for _, l := range b.leases {
+		if len(leases) < scriptKeys && l.nextLocked(now) == chosen {
+			l.machine.send(now, chosen)
+			l.due = l.due && chosen != opRefresh
+			leases = append(leases, l)
 		}
 	}
-	return m.sendLocked(b, now, picked)
+	return chosen, leases
 }
 
-// sendLocked marks what is sent; nothing left to send ends the bucket's goroutine.
-func (m *Manager) sendLocked(b *bucket, now time.Time, picked map[op][]*Lease) (op, []*Lease) {
-	for _, o := range []op{opRelease, opReacquire, opRefresh} {
-		leases := picked[o]
-		if len(leases) == 0 {
-			continue
-		}
-		if o != opRefresh { // those picked for the refresh wait for the next round
-			b.refreshing = append(b.refreshing, picked[opRefresh]...)
-		}
-		leases = leases[:min(len(leases), scriptKeys)]
-		for _, l := range leases {
-			l.machine.send(now, o)
-		}
-		return o, leases
+// nextLocked is what the bucket has to do for a lease.
+func (l *Lease) nextLocked(now time.Duration) op {
+	if l.inLine {
+		return opNone
 	}
-	b.working = false
-	return opNone, nil
+	return l.machine.next(now, l.due)
 }

@@ -19,7 +19,8 @@ const (
 	gone
 )
 
-// op is a Redis operation.
+// op is a Redis operation. Of those a bucket has to do, the later one here goes
+// first.
 type op uint8
 
 const (
@@ -61,32 +62,30 @@ type timing struct {
 const (
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = time.Second
+	maxTries   = 4 // with which lastRetry is reached
 )
 
-// machine is one lock without I/O or clock. Times are monotonic. The caller
-// carries out what next asks for, one operation at a time, and tells when it
-// was sent and what came of it.
+// machine is one lock without I/O or clock. Times are monotonic, since any
+// moment before the first of them. The caller carries out what next asks for,
+// one operation at a time, and tells when it was sent and what came of it.
 //
 // The lease is valid until the send time of the last confirmed refresh + TTL -
 // margin. A refresh never creates the key. A command that does and whose outcome
 // is unknown may still be on its way, for a TTL at most: until then a delete is
 // repeated unless it meets our token.
 type machine struct {
-	timing timing
-
+	sent     time.Duration // the last command that creates or extends the key
+	deadline time.Duration // until when the lease is valid
+	stray    time.Duration // until when a command that creates the key may be on its way
+	retryAt  time.Duration // a release
 	state    state
-	busy     bool      // an operation is in flight
-	sent     time.Time // when it was sent
-	deadline time.Time // until when the lease is valid
-	expires  time.Time // by when Redis has dropped the key by itself
-	stray    time.Time // until when a command that creates the key may be on its way
-	told     bool      // released was told
-	retryAt  time.Time
-	retry    time.Duration
+	busy     bool  // an operation is in flight
+	told     bool  // released was told
+	tries    uint8 // releases that have failed
 }
 
 // next is the operation to be sent now. due: it is time to refresh.
-func (m *machine) next(now time.Time, due bool) op {
+func (m *machine) next(now time.Duration, due bool) op {
 	switch {
 	case m.busy:
 		return opNone
@@ -96,7 +95,7 @@ func (m *machine) next(now time.Time, due bool) op {
 		return opRefresh
 	case m.state == missing:
 		return opReacquire
-	case m.state == releasing && !now.Before(m.retryAt):
+	case m.state == releasing && now >= m.retryAt:
 		return opRelease
 	}
 	return opNone
@@ -106,40 +105,40 @@ func (m *machine) next(now time.Time, due bool) op {
 func (m *machine) live() bool { return m.state == held || m.state == missing }
 
 // send tells that the operation is being sent.
-func (m *machine) send(now time.Time, o op) {
-	m.busy, m.sent = true, now
+func (m *machine) send(now time.Duration, o op) {
+	m.busy = true
 	if o != opRelease {
-		m.expires = now.Add(m.timing.ttl + m.timing.timeout)
+		m.sent = now
 	}
 }
 
 // reply tells what came of the operation in flight.
-func (m *machine) reply(now time.Time, o op, got outcome) event {
+func (m *machine) reply(t timing, now time.Duration, o op, got outcome) event {
 	m.busy = false
 	switch o {
 	case opAcquire:
-		return m.acquired(now, got)
+		return m.acquired(t, now, got)
 	case opRefresh:
-		return m.refreshed(now, got)
+		return m.refreshed(t, now, got)
 	case opReacquire:
-		return m.reacquired(now, got)
+		return m.reacquired(t, now, got)
 	default:
-		return m.deleted(now, got)
+		return m.deleted(t, now, got)
 	}
 }
 
-func (m *machine) acquired(now time.Time, got outcome) event {
+func (m *machine) acquired(t timing, now time.Duration, got outcome) event {
 	asked := m.state == acquiring // else the holder has gone meanwhile
 	switch got {
 	case mine:
-		m.extend()
-		if asked && now.Before(m.deadline) {
+		m.extend(t)
+		if asked && now < m.deadline {
 			m.state = held
 			return event{granted: true}
 		}
 		m.state, m.retryAt = releasing, now
 	case unknown:
-		m.state, m.stray = releasing, m.sent.Add(m.timing.ttl)
+		m.state, m.stray = releasing, m.sent+t.ttl
 		m.backOff(now) // the command first
 	default:
 		m.state = gone
@@ -156,10 +155,10 @@ func (m *machine) acquired(now time.Time, got outcome) event {
 	return event{denied: dialect.LockUnavailable}
 }
 
-func (m *machine) refreshed(now time.Time, got outcome) event {
+func (m *machine) refreshed(t timing, now time.Duration, got outcome) event {
 	switch got {
 	case mine:
-		m.extend()
+		m.extend(t)
 	case other:
 		return m.taken(now)
 	case absent:
@@ -173,14 +172,14 @@ func (m *machine) refreshed(now time.Time, got outcome) event {
 	return event{}
 }
 
-func (m *machine) reacquired(now time.Time, got outcome) event {
+func (m *machine) reacquired(t timing, now time.Duration, got outcome) event {
 	switch got {
 	case mine:
-		m.extend()
+		m.extend(t)
 	case other:
 		return m.taken(now)
 	case unknown:
-		m.stray = m.sent.Add(m.timing.ttl)
+		m.stray = m.sent + t.ttl
 	}
 	if m.state == missing { // the next refresh finds out what became of it
 		m.state = held
@@ -188,9 +187,10 @@ func (m *machine) reacquired(now time.Time, got outcome) event {
 	return event{}
 }
 
-func (m *machine) deleted(now time.Time, got outcome) event {
+func (m *machine) deleted(t timing, now time.Duration, got outcome) event {
+	expired := now >= m.sent+t.ttl+t.timeout // Redis has dropped the key by itself
 	switch {
-	case got == mine, !m.uncertain(now) && (got == other || got == absent), !now.Before(m.expires):
+	case got == mine, !m.uncertain(now) && (got == other || got == absent), expired:
 		m.state = gone
 		return m.tell()
 	case got == other || got == absent:
@@ -202,15 +202,15 @@ func (m *machine) deleted(now time.Time, got outcome) event {
 }
 
 // release tells that the holder no longer wants the lock; idempotent.
-func (m *machine) release(now time.Time) {
+func (m *machine) release(now time.Duration) {
 	if m.state < releasing {
 		m.state, m.retryAt = releasing, now
 	}
 }
 
 // tick tells that time has passed.
-func (m *machine) tick(now time.Time) event {
-	if m.live() && !now.Before(m.deadline) {
+func (m *machine) tick(now time.Duration) event {
+	if m.live() && now >= m.deadline {
 		m.state, m.retryAt = releasing, now
 		return event{lost: dialect.LockUnavailable}
 	}
@@ -218,7 +218,7 @@ func (m *machine) tick(now time.Time) event {
 }
 
 // taken: the key holds another token.
-func (m *machine) taken(now time.Time) event {
+func (m *machine) taken(now time.Duration) event {
 	was := m.live()
 	m.state = gone
 	if m.uncertain(now) {
@@ -232,13 +232,13 @@ func (m *machine) taken(now time.Time) event {
 	return m.tell()
 }
 
-func (m *machine) uncertain(now time.Time) bool { return now.Before(m.stray) }
+func (m *machine) uncertain(now time.Duration) bool { return now < m.stray }
 
-func (m *machine) extend() { m.deadline = m.sent.Add(m.timing.ttl - m.timing.margin) }
+func (m *machine) extend(t timing) { m.deadline = m.sent + t.ttl - t.margin }
 
-func (m *machine) backOff(now time.Time) {
-	m.retry = min(max(2*m.retry, firstRetry), lastRetry)
-	m.retryAt = now.Add(m.retry)
+func (m *machine) backOff(now time.Duration) {
+	m.retryAt = now + min(firstRetry<<m.tries, lastRetry)
+	m.tries = min(m.tries+1, maxTries)
 }
 
 func (m *machine) tell() event {

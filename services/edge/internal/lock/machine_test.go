@@ -64,10 +64,9 @@ func TestMachine(t *testing.T) {
 			{s, "delete", unknown, event{}, releasing}, {16 * s, "delete", unknown, released, gone}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			zero := time.Now()
-			m := machine{timing: testTiming}
+			var m machine
 			for n, st := range steps {
-				now := zero.Add(st.at)
+				now := st.at
 				var got event
 				switch st.do {
 				case "release":
@@ -82,7 +81,7 @@ func TestMachine(t *testing.T) {
 					if o := m.next(now, true); o != opNone {
 						t.Fatalf("step %d: a second operation in flight: %d", n, o)
 					}
-					got = m.reply(now, ops[st.do], st.got)
+					got = m.reply(testTiming, now, ops[st.do], st.got)
 				}
 				if got != st.want || m.state != st.end {
 					t.Fatalf("step %d: %s gave %+v, state %d; want %+v, state %d", n, st.do, got, m.state, st.want, st.end)
@@ -93,24 +92,24 @@ func TestMachine(t *testing.T) {
 }
 
 func TestMachineReleasedInFlight(t *testing.T) {
-	now := time.Now()
+	const now = time.Second
 	for got, want := range map[outcome]state{mine: releasing, unknown: releasing, other: gone, refused: gone} {
-		m := machine{timing: testTiming}
+		var m machine
 		m.send(now, opAcquire)
 		m.release(now)
-		if ev := m.reply(now, opAcquire, got); ev.granted || m.state != want {
+		if ev := m.reply(testTiming, now, opAcquire, got); ev.granted || m.state != want {
 			t.Errorf("acquire %d: %+v, state %d", got, ev, m.state)
 		}
 	}
-	m := machine{timing: testTiming}
+	var m machine
 	m.send(now, opAcquire)
-	m.reply(now, opAcquire, mine)
+	m.reply(testTiming, now, opAcquire, mine)
 	m.send(now, opRefresh)
 	m.release(now)
 	if o := m.next(now, true); o != opNone {
 		t.Fatalf("the delete overtakes the refresh: %d", o)
 	}
-	m.reply(now, opRefresh, mine)
+	m.reply(testTiming, now, opRefresh, mine)
 	if o := m.next(now, true); o != opRelease {
 		t.Fatalf("next = %d, want the delete", o)
 	}
@@ -122,7 +121,6 @@ type world struct {
 	t      *rapid.T
 	random *rand.Rand
 	now    time.Duration
-	zero   time.Time
 	queue  events
 	order  int
 
@@ -175,8 +173,6 @@ func (w *world) upTo(limit time.Duration) time.Duration {
 
 func (w *world) chance(percent int) bool { return !w.calm && w.random.IntN(100) < percent }
 
-func (w *world) clock() time.Time { return w.zero.Add(w.now) }
-
 // exec carries out an operation in Redis.
 func (w *world) exec(o op, token string) outcome {
 	if w.token != "" && w.now >= w.expires {
@@ -200,7 +196,7 @@ func (w *world) exec(o op, token string) outcome {
 
 // call sends an operation and delivers exactly one reply to the socket.
 func (w *world) call(s *socket, o op) {
-	s.send(w.clock(), o)
+	s.send(w.now, o)
 	answered := false
 	answer := func(got outcome) {
 		if answered {
@@ -208,7 +204,7 @@ func (w *world) call(s *socket, o op) {
 		}
 		answered = true
 		w.awake(s, func() {
-			w.observe(s, s.reply(w.clock(), o, got))
+			w.observe(s, s.reply(testTiming, w.now, o, got))
 			if o == opRefresh && (got == refused || got == unknown) {
 				s.dueAt = w.now + 800*time.Millisecond
 			}
@@ -242,7 +238,7 @@ func (w *world) awake(s *socket, do func()) {
 		w.in(s.paused-w.now, func() { w.awake(s, do) })
 		return
 	}
-	w.observe(s, s.tick(w.clock()))
+	w.observe(s, s.tick(w.now))
 	do()
 }
 
@@ -262,10 +258,10 @@ func (w *world) observe(s *socket, ev event) {
 func (w *world) check() {
 	live := 0
 	for _, s := range w.sockets {
-		if s.live && w.now >= s.paused && w.clock().Before(s.deadline) {
+		if s.live && w.now >= s.paused && w.now < s.deadline {
 			live++
 		}
-		if s.live && w.now >= s.paused && w.clock().After(s.deadline.Add(50*time.Millisecond)) {
+		if s.live && w.now >= s.paused && w.now > s.deadline+50*time.Millisecond {
 			w.t.Fatalf("%v: %s is live after its deadline", w.now, s.token)
 		}
 	}
@@ -278,7 +274,7 @@ func (w *world) check() {
 func (w *world) wheel(s *socket) {
 	w.awake(s, func() {
 		due := w.now >= s.dueAt
-		if o := s.next(w.clock(), due); o != opNone {
+		if o := s.next(w.now, due); o != opNone {
 			if o == opRefresh {
 				s.dueAt = w.now + 3200*time.Millisecond + w.upTo(1600*time.Millisecond)
 			}
@@ -297,7 +293,7 @@ func (w *world) connect() {
 	if w.calm {
 		return
 	}
-	s := &socket{machine: machine{timing: testTiming}, token: fmt.Sprint("token-", w.number)}
+	s := &socket{token: fmt.Sprint("token-", w.number)}
 	s.dueAt = w.now + w.upTo(4*time.Second)
 	w.number++
 	w.sockets = append(w.sockets, s)
@@ -305,7 +301,7 @@ func (w *world) connect() {
 	w.in(100*time.Millisecond+w.upTo(30*time.Second), func() {
 		w.awake(s, func() {
 			s.live = false
-			s.release(w.clock())
+			s.release(w.now)
 		})
 	})
 	w.in(w.upTo(3*time.Second), w.connect)
@@ -332,7 +328,7 @@ func (w *world) faults() {
 func TestMachineModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		seed := rapid.Uint64().Draw(t, "seed")
-		w := &world{t: t, random: rand.New(rand.NewPCG(seed, 1)), zero: time.Now()}
+		w := &world{t: t, random: rand.New(rand.NewPCG(seed, 1))}
 		w.connect()
 		w.in(w.upTo(20*time.Second), w.faults)
 		w.in(2*time.Minute, func() { w.calm = true })

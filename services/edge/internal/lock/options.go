@@ -16,8 +16,14 @@ import (
 
 const (
 	dialTimeout = time.Second
-	ioTimeout   = 500 * time.Millisecond
 	poolTimeout = 250 * time.Millisecond
+
+	// A script is given 100 keys and tokens and answers with as many digits.
+	readBuffer  = 4 << 10
+	writeBuffer = 16 << 10
+	// A full pipeline of the line goes out by one write.
+	lineReadBuffer  = 8 << 10
+	lineWriteBuffer = 48 << 10
 )
 
 // Options say where Redis is.
@@ -47,7 +53,8 @@ func (o Options) Validate() error {
 
 // NewClient makes the Redis client of the locks; name is what Redis calls its
 // connections. The client never retries by itself: a retry must know what the
-// first try may have done.
+// first try may have done. The pipelines of the line have connections of their
+// own, one per turn, so that no acquire waits for scripts.
 func NewClient(o Options, name string) (redis.UniversalClient, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
@@ -61,10 +68,14 @@ func NewClient(o Options, name string) (redis.UniversalClient, error) {
 		ContextTimeoutEnabled:    true,
 		DialTimeout:              dialTimeout,
 		DialerRetries:            1,
-		ReadTimeout:              ioTimeout,
-		WriteTimeout:             ioTimeout,
+		ReadTimeout:              opTimeout,
+		WriteTimeout:             opTimeout,
 		PoolTimeout:              poolTimeout,
-		PipelinePoolSize:         -1,
+		ReadBufferSize:           readBuffer,
+		WriteBufferSize:          writeBuffer,
+		PipelinePoolSize:         turns,
+		PipelineReadBufferSize:   lineReadBuffer,
+		PipelineWriteBufferSize:  lineWriteBuffer,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
 	if o.PasswordFile != "" {

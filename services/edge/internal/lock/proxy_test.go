@@ -19,6 +19,8 @@ type proxy struct {
 	listener net.Listener
 	conns    []net.Conn
 	command  []byte // of the next cut; nil: none
+
+	gate sync.RWMutex // held: no request passes
 }
 
 func newProxy(t testing.TB, target string) *proxy {
@@ -39,6 +41,10 @@ func (p *proxy) cutAfter(word string) {
 	defer p.mu.Unlock()
 	p.command = []byte(word)
 }
+
+// hold lets no request pass until resume.
+func (p *proxy) hold()   { p.gate.Lock() }
+func (p *proxy) resume() { p.gate.Unlock() }
 
 func (p *proxy) close() {
 	p.mu.Lock()
@@ -67,24 +73,38 @@ func (p *proxy) accept() {
 	}
 }
 
-// pump passes requests one after the other, each with its reply.
+// pump passes requests; the replies come back on a goroutine of their own, until
+// one is to be lost.
 func (p *proxy) pump(client, server net.Conn) {
 	defer func() { _ = client.Close() }()
 	defer func() { _ = server.Close() }()
-	request, reply := make([]byte, 64<<10), make([]byte, 64<<10)
+	var lose atomic.Bool
+	go func() {
+		defer func() { _ = client.Close() }()
+		reply := make([]byte, 64<<10)
+		for {
+			n, err := server.Read(reply)
+			if err != nil || lose.Load() {
+				return
+			}
+			if _, err := client.Write(reply[:n]); err != nil {
+				return
+			}
+		}
+	}()
+	request := make([]byte, 64<<10)
 	for {
 		n, err := client.Read(request)
 		if err != nil {
 			return
 		}
-		if _, err := server.Write(request[:n]); err != nil {
-			return
+		if p.cut(request[:n]) {
+			lose.Store(true)
 		}
-		r, err := server.Read(reply)
-		if err != nil || p.cut(request[:n]) {
-			return
-		}
-		if _, err := client.Write(reply[:r]); err != nil {
+		p.gate.RLock()
+		_, err = server.Write(request[:n])
+		p.gate.RUnlock()
+		if err != nil {
 			return
 		}
 	}

@@ -9,9 +9,21 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Both scripts take locks of one bucket in KEYS and their tokens in ARGV, and
-// answer per key: 1 mine, 0 another token, -1 no key. Neither creates a key.
+// The scripts take locks of one bucket in KEYS and their tokens in ARGV, behind
+// the TTL where one is set, and answer per key: 1 mine, 0 another token, -1 no
+// key. Only reacquireScript creates keys.
 var (
+	reacquireScript = redis.NewScript(`
+local r = {}
+for i = 1, #KEYS do
+  local v = redis.call('GET', KEYS[i])
+  if not v then
+    redis.call('SET', KEYS[i], ARGV[i + 1], 'PX', ARGV[1])
+  end
+  r[i] = (not v or v == ARGV[i + 1]) and 1 or 0
+end
+return r`)
+
 	refreshScript = redis.NewScript(`
 local r = {}
 for i = 1, #KEYS do
@@ -43,12 +55,8 @@ end
 return r`)
 )
 
-// acquireArgs is SET NX GET: no answer means set, and our own token means that
-// an earlier try of ours was carried out.
-func acquireArgs(l *Lease, ttl time.Duration) []any {
-	return []any{"SET", l.key, l.token, "NX", "GET", "PX", ttl.Milliseconds()}
-}
-
+// acquireOutcome reads the reply to SET NX GET: no answer means set, and our own
+// token means that an earlier try of ours was carried out.
 func acquireOutcome(c *redis.Cmd, token string) outcome {
 	value, err := c.Text()
 	switch {
@@ -75,15 +83,43 @@ func failure(err error) outcome {
 	return unknown
 }
 
-// acquire sets one lock.
-func (m *Manager) acquire(ctx context.Context, l *Lease) outcome {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+// send carries out requests from the line. The script goes as text: in a pipeline
+// there is no falling back to it.
+func (m *Manager) send(requests []request) []outcome {
+	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
 	defer cancel()
-	c := m.redis.Do(ctx, acquireArgs(l, m.timing.ttl)...)
-	if err := c.Err(); err != nil && !errors.Is(err, redis.Nil) {
+	sent := time.Now()
+	pipe := m.redis.Pipeline()
+	commands := make([]*redis.Cmd, len(requests))
+	tokens := make([]string, len(requests))
+	ttl := m.timing.ttl.Milliseconds()
+	for n, r := range requests {
+		key, token := r.lease.names()
+		tokens[n] = token
+		if r.op == opAcquire {
+			commands[n] = pipe.Do(ctx, "SET", key, token, "NX", "GET", "PX", ttl)
+		} else {
+			commands[n] = releaseScript.Eval(ctx, pipe, []string{key}, token)
+		}
+	}
+	_, err := pipe.Exec(ctx)
+	if err != nil && !errors.Is(err, redis.Nil) {
 		m.failing(err)
 	}
-	return acquireOutcome(c, l.token)
+	got := make([]outcome, len(requests))
+	counts := map[op][]outcome{}
+	for n, r := range requests {
+		if r.op == opAcquire {
+			got[n] = acquireOutcome(commands[n], tokens[n])
+		} else {
+			got[n] = scriptOutcomes(commands[n], 1)[0]
+		}
+		counts[r.op] = append(counts[r.op], got[n])
+	}
+	for o, outcomes := range counts {
+		m.metrics.done(o, time.Since(sent), outcomes)
+	}
+	return got
 }
 
 // run carries out an operation on locks of one bucket.
@@ -95,7 +131,7 @@ func (m *Manager) run(o op, leases []*Lease) []outcome {
 	var err error
 	switch o {
 	case opReacquire:
-		got, err = m.reacquire(ctx, leases)
+		got, err = m.script(ctx, reacquireScript, leases, m.timing.ttl.Milliseconds())
 	case opRefresh:
 		got, err = m.script(ctx, refreshScript, leases, m.timing.ttl.Milliseconds())
 	default:
@@ -108,34 +144,24 @@ func (m *Manager) run(o op, leases []*Lease) []outcome {
 	return got
 }
 
-func (m *Manager) reacquire(ctx context.Context, leases []*Lease) ([]outcome, error) {
-	pipe := m.redis.Pipeline()
-	commands := make([]*redis.Cmd, len(leases))
-	for n, l := range leases {
-		commands[n] = pipe.Do(ctx, acquireArgs(l, m.timing.ttl)...)
-	}
-	_, err := pipe.Exec(ctx)
-	if errors.Is(err, redis.Nil) {
-		err = nil
-	}
-	got := make([]outcome, len(leases))
-	for n, c := range commands {
-		got[n] = acquireOutcome(c, leases[n].token)
-	}
-	return got, err
-}
-
 // script runs by its hash, and by its text where Redis does not know it.
 func (m *Manager) script(ctx context.Context, s *redis.Script, leases []*Lease, first ...any) ([]outcome, error) {
 	keys := make([]string, len(leases))
 	args := append(make([]any, 0, len(first)+len(leases)), first...)
 	for n, l := range leases {
-		keys[n] = l.key
-		args = append(args, l.token)
+		key, token := l.names()
+		keys[n] = key
+		args = append(args, token)
 	}
-	got := make([]outcome, len(leases))
-	replies, err := s.Run(ctx, m.redis, keys, args...).Int64Slice()
-	if err == nil && len(replies) != len(leases) {
+	c := s.Run(ctx, m.redis, keys, args...)
+	return scriptOutcomes(c, len(leases)), c.Err()
+}
+
+// scriptOutcomes reads the reply of a script that was given so many keys.
+func scriptOutcomes(c *redis.Cmd, keys int) []outcome {
+	got := make([]outcome, keys)
+	replies, err := c.Int64Slice()
+	if err == nil && len(replies) != keys {
 		err = errReply
 	}
 	for n := range got {
@@ -150,7 +176,7 @@ func (m *Manager) script(ctx context.Context, s *redis.Script, leases []*Lease, 
 			got[n] = absent
 		}
 	}
-	return got, err
+	return got
 }
 
 var errReply = errors.New("lock: a script's reply has the wrong length")

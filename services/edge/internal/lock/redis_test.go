@@ -95,8 +95,13 @@ func newManager(t testing.TB, c Config, o Options) *Manager {
 	return m
 }
 
+// newIdleManager makes a manager whose losses are errors unless c says who is
+// told of them.
 func newIdleManager(t testing.TB, c Config, o Options) *Manager {
 	t.Helper()
+	if c.Lost == nil {
+		c.Lost = func(owner uint64, r dialect.Reason) { t.Errorf("lease of %d lost: %v", owner, r) }
+	}
 	client, err := NewClient(o, "relay-edge-"+c.EdgeID)
 	if err != nil {
 		t.Fatal(err)
@@ -109,17 +114,27 @@ func newIdleManager(t testing.TB, c Config, o Options) *Manager {
 	return m
 }
 
-func neverLost(t testing.TB) func(dialect.Reason) {
-	return func(r dialect.Reason) { t.Errorf("lost: %v", r) }
-}
-
-func mustAcquire(t testing.TB, m *Manager, user string, lost func(dialect.Reason)) *Lease {
+func mustAcquire(t testing.TB, m *Manager, user string) *Lease {
 	t.Helper()
-	l, r := m.Acquire(t.Context(), user, lost)
+	l, r := m.Acquire(t.Context(), user, 0)
 	if r != dialect.OK {
 		t.Fatalf("Acquire(%q) = %v", user, r)
 	}
 	return l
+}
+
+// loss is a call of Config.Lost.
+type loss struct {
+	owner  uint64
+	reason dialect.Reason
+}
+
+// watched is a fast clock for tests that wait for a loss.
+func watched() (Config, chan loss) {
+	lost := make(chan loss, 10)
+	c := short
+	c.Lost = func(owner uint64, r dialect.Reason) { lost <- loss{owner, r} }
+	return c, lost
 }
 
 // eventually waits until ok holds, looking every 5 ms.
@@ -141,34 +156,45 @@ func TestAcquireHoldRelease(t *testing.T) {
 	a := newManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
 	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
 
-	l := mustAcquire(t, a, "user-1", neverLost(t))
-	value, err := look.Get(t.Context(), l.key).Result()
-	if err != nil || value != l.token || !strings.HasPrefix(value, "a/") {
-		t.Fatalf("%s = %q, %v; want the token %q", l.key, value, err, l.token)
+	l := mustAcquire(t, a, "user-1")
+	value, err := look.Get(t.Context(), l.key()).Result()
+	if err != nil || value != l.token() || !strings.HasPrefix(value, "a/") {
+		t.Fatalf("%s = %q, %v; want the token %q", l.key(), value, err, l.token())
 	}
-	if ttl := look.PTTL(t.Context(), l.key).Val(); ttl <= 0 || ttl > 15*time.Second {
+	if ttl := look.PTTL(t.Context(), l.key()).Val(); ttl <= 0 || ttl > 15*time.Second {
 		t.Fatalf("TTL = %v", ttl)
 	}
 	for _, m := range []*Manager{a, b} {
-		if _, r := m.Acquire(t.Context(), "user-1", neverLost(t)); r != dialect.DuplicateConnection {
+		if _, r := m.Acquire(t.Context(), "user-1", 0); r != dialect.DuplicateConnection {
 			t.Fatalf("second Acquire = %v", r)
 		}
 	}
 	l.Release(t.Context())
-	if n := look.Exists(t.Context(), l.key).Val(); n != 0 {
+	if n := look.Exists(t.Context(), l.key()).Val(); n != 0 {
 		t.Fatal("the key must be gone when Release returns")
 	}
 	l.Release(t.Context())
-	mustAcquire(t, b, "user-1", neverLost(t))
+	mustAcquire(t, b, "user-1")
 	if a.held.Load() != 0 || b.held.Load() != 1 || a.leases.Load() != 0 {
 		t.Fatalf("held: a %d, b %d; leases of a %d", a.held.Load(), b.held.Load(), a.leases.Load())
 	}
 }
 
+func (l *Lease) key() string {
+	key, _ := l.names()
+	return key
+}
+
+func (l *Lease) token() string {
+	_, token := l.names()
+	return token
+}
+
 // deadline is until when a lease is valid; a refresh moves it.
-func deadline(l *Lease) time.Time {
-	l.bucket.mu.Lock()
-	defer l.bucket.mu.Unlock()
+func deadline(l *Lease) time.Duration {
+	b := &l.manager.buckets[l.bucket]
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	return l.machine.deadline
 }
 
@@ -178,18 +204,18 @@ func TestRefreshKeepsLocks(t *testing.T) {
 	m := newManager(t, short, Options{Address: []string{address}})
 	var leases []*Lease
 	for n := range 300 {
-		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n), neverLost(t)))
+		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n)))
 	}
 	first := deadline(leases[0])
-	eventually(t, "five refreshes", func() bool { return deadline(leases[0]).Sub(first) > 4*short.Refresh })
+	eventually(t, "five refreshes", func() bool { return deadline(leases[0])-first > 4*short.Refresh })
 	if err := look.ScriptFlush(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
 	again := deadline(leases[0])
-	eventually(t, "refreshes after SCRIPT FLUSH", func() bool { return deadline(leases[0]).Sub(again) > 4*short.Refresh })
+	eventually(t, "refreshes after SCRIPT FLUSH", func() bool { return deadline(leases[0])-again > 4*short.Refresh })
 	for _, l := range leases {
-		if look.Get(t.Context(), l.key).Val() != l.token {
-			t.Fatalf("%s is not held", l.key)
+		if look.Get(t.Context(), l.key()).Val() != l.token() {
+			t.Fatalf("%s is not held", l.key())
 		}
 	}
 }
@@ -202,7 +228,7 @@ func TestRunReleasesAll(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
 	for n := range 1000 {
-		mustAcquire(t, m, fmt.Sprint("user-", n), neverLost(t))
+		mustAcquire(t, m, fmt.Sprint("user-", n))
 	}
 	cancel()
 	if err := <-ended; err != nil {
@@ -211,7 +237,7 @@ func TestRunReleasesAll(t *testing.T) {
 	if n := look.DBSize(t.Context()).Val(); n != 0 {
 		t.Fatalf("%d keys left after Run", n)
 	}
-	if _, r := m.Acquire(t.Context(), "late", neverLost(t)); r != dialect.LockUnavailable {
+	if _, r := m.Acquire(t.Context(), "late", 0); r != dialect.LockUnavailable {
 		t.Fatalf("Acquire after Run = %v", r)
 	}
 }
@@ -219,18 +245,18 @@ func TestRunReleasesAll(t *testing.T) {
 func TestLostToAnother(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
-	m := newManager(t, short, Options{Address: []string{address}})
-	lost := make(chan dialect.Reason, 1)
-	l := mustAcquire(t, m, "user-1", func(r dialect.Reason) { lost <- r })
-	look.Set(t.Context(), l.key, "edge-2/1/00", time.Minute)
-	if r := <-lost; r != dialect.LockLost {
-		t.Fatalf("lost: %v", r)
+	c, lost := watched()
+	m := newManager(t, c, Options{Address: []string{address}})
+	l, _ := m.Acquire(t.Context(), "user-1", 42)
+	look.Set(t.Context(), l.key(), "edge-2/1/00", time.Minute)
+	if got := <-lost; got != (loss{42, dialect.LockLost}) {
+		t.Fatalf("lost: %+v", got)
 	}
 	l.Release(t.Context())
-	if v := look.Get(t.Context(), l.key).Val(); v != "edge-2/1/00" {
+	if v := look.Get(t.Context(), l.key()).Val(); v != "edge-2/1/00" {
 		t.Fatalf("the other's lock became %q", v)
 	}
-	if ttl := look.PTTL(t.Context(), l.key).Val(); ttl < 30*time.Second {
+	if ttl := look.PTTL(t.Context(), l.key()).Val(); ttl < 30*time.Second {
 		t.Fatalf("the other's lock was given a TTL of %v", ttl)
 	}
 }
@@ -241,14 +267,14 @@ func TestMissingIsSetAnew(t *testing.T) {
 	m := newManager(t, short, Options{Address: []string{address}})
 	var leases []*Lease
 	for n := range 50 {
-		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n), neverLost(t)))
+		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n)))
 	}
 	look.FlushAll(t.Context())
 	for _, l := range leases {
-		eventually(t, "lock set anew", func() bool { return look.Get(t.Context(), l.key).Val() == l.token })
+		eventually(t, "lock set anew", func() bool { return look.Get(t.Context(), l.key()).Val() == l.token() })
 	}
 	leases[0].Release(t.Context())
-	if n := look.Exists(t.Context(), leases[0].key).Val(); n != 0 {
+	if n := look.Exists(t.Context(), leases[0].key()).Val(); n != 0 {
 		t.Fatal("a released lock is back")
 	}
 }
@@ -256,16 +282,16 @@ func TestMissingIsSetAnew(t *testing.T) {
 func TestRedisGone(t *testing.T) {
 	address := startRedis(t)
 	p := newProxy(t, address)
-	m := newManager(t, short, Options{Address: []string{p.address}})
-	lost := make(chan dialect.Reason, 1)
-	l := mustAcquire(t, m, "user-1", func(r dialect.Reason) { lost <- r })
+	c, lost := watched()
+	m := newManager(t, c, Options{Address: []string{p.address}})
+	l, _ := m.Acquire(t.Context(), "user-1", 42)
 	acquired := time.Now()
 	p.close()
-	if _, r := m.Acquire(t.Context(), "user-2", neverLost(t)); r != dialect.LockUnavailable {
+	if _, r := m.Acquire(t.Context(), "user-2", 0); r != dialect.LockUnavailable {
 		t.Fatalf("Acquire = %v", r)
 	}
-	if r := <-lost; r != dialect.LockUnavailable {
-		t.Fatalf("lost: %v", r)
+	if got := <-lost; got != (loss{42, dialect.LockUnavailable}) {
+		t.Fatalf("lost: %+v", got)
 	}
 	if after := time.Since(acquired); after > short.TTL {
 		t.Fatalf("told after %v, when Redis had dropped the key", after)
@@ -276,7 +302,10 @@ func TestRedisGone(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	l.Release(ctx) // returns with ctx; the retries end with the TTL
-	<-l.done
+	l.Release(t.Context())
+	if n := len(lost); n > 0 || m.leases.Load() > 0 {
+		t.Fatalf("%d more losses, %d leases left", n, m.leases.Load())
+	}
 }
 
 // A reply that is lost after the command ran must cost neither the user a false
@@ -287,11 +316,11 @@ func TestReplyLost(t *testing.T) {
 	p := newProxy(t, address)
 	m := newManager(t, short, Options{Address: []string{p.address}})
 	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
-	mustAcquire(t, m, "warm", neverLost(t)).Release(t.Context())
+	mustAcquire(t, m, "warm").Release(t.Context())
 
 	t.Run("acquire", func(t *testing.T) {
 		p.cutAfter("SET")
-		if _, r := m.Acquire(t.Context(), "user-1", neverLost(t)); r != dialect.LockUnavailable {
+		if _, r := m.Acquire(t.Context(), "user-1", 0); r != dialect.LockUnavailable {
 			t.Fatalf("Acquire = %v", r)
 		}
 		if p.cuts.Load() == 0 {
@@ -299,7 +328,7 @@ func TestReplyLost(t *testing.T) {
 		}
 		began := time.Now()
 		eventually(t, "the half-made lock is deleted", func() bool {
-			l, r := b.Acquire(t.Context(), "user-1", neverLost(t))
+			l, r := b.Acquire(t.Context(), "user-1", 0)
 			if r == dialect.OK {
 				l.Release(t.Context())
 			}
@@ -310,18 +339,18 @@ func TestReplyLost(t *testing.T) {
 		}
 	})
 	t.Run("refresh", func(t *testing.T) {
-		l := mustAcquire(t, m, "user-2", neverLost(t))
+		l := mustAcquire(t, m, "user-2")
 		cuts := p.cuts.Load()
 		p.cutAfter("EVALSHA")
 		eventually(t, "a refresh is cut", func() bool { return p.cuts.Load() > cuts })
 		before := deadline(l)
-		eventually(t, "the next refresh works", func() bool { return deadline(l).After(before) })
+		eventually(t, "the next refresh works", func() bool { return deadline(l) > before })
 	})
 	t.Run("release", func(t *testing.T) {
-		l := mustAcquire(t, m, "user-3", neverLost(t))
-		p.cutAfter("EVALSHA")
+		l := mustAcquire(t, m, "user-3")
+		p.cutAfter("'DEL'") // the script of a release, as text
 		l.Release(t.Context())
-		if n := look.Exists(t.Context(), l.key).Val(); n != 0 {
+		if n := look.Exists(t.Context(), l.key()).Val(); n != 0 {
 			t.Fatal("Release returned with the key still there")
 		}
 	})
@@ -332,11 +361,11 @@ func TestCancelledAcquireLeavesNothing(t *testing.T) {
 	m := newManager(t, short, Options{Address: []string{address}})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, r := m.Acquire(ctx, "user-1", neverLost(t)); r != dialect.LockUnavailable {
+	if _, r := m.Acquire(ctx, "user-1", 0); r != dialect.LockUnavailable {
 		t.Fatalf("Acquire = %v", r)
 	}
 	eventually(t, "the user can come back", func() bool {
-		l, r := m.Acquire(t.Context(), "user-1", neverLost(t))
+		l, r := m.Acquire(t.Context(), "user-1", 0)
 		if r == dialect.OK {
 			l.Release(t.Context())
 		}
@@ -358,16 +387,16 @@ func TestWithoutInfoAndConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newManager(t, short, Options{Address: []string{address}, Username: "relay", PasswordFile: file})
-	l := mustAcquire(t, m, "user-1", neverLost(t))
+	l := mustAcquire(t, m, "user-1")
 	before := deadline(l)
-	eventually(t, "a refresh", func() bool { return deadline(l).After(before) })
-	admin.Del(t.Context(), l.key)
-	eventually(t, "set anew", func() bool { return admin.Get(t.Context(), l.key).Val() == l.token })
+	eventually(t, "a refresh", func() bool { return deadline(l) > before })
+	admin.Del(t.Context(), l.key())
+	eventually(t, "set anew", func() bool { return admin.Get(t.Context(), l.key()).Val() == l.token() })
 	if _, err := m.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	l.Release(t.Context())
-	if n := admin.Exists(t.Context(), l.key).Val(); n != 0 {
+	if n := admin.Exists(t.Context(), l.key()).Val(); n != 0 {
 		t.Fatal("not released")
 	}
 }
@@ -387,7 +416,7 @@ func TestExclusiveUnderLoad(t *testing.T) {
 		wg.Go(func() {
 			for n := range 100 {
 				user := (worker + n) % len(holders)
-				l, r := edges[worker%2].Acquire(t.Context(), fmt.Sprint("user-", user), neverLost(t))
+				l, r := edges[worker%2].Acquire(t.Context(), fmt.Sprint("user-", user), 0)
 				switch r {
 				case dialect.OK:
 					if holders[user].Add(1) != 1 {
@@ -423,15 +452,15 @@ func TestPingIsCached(t *testing.T) {
 	}
 }
 
-func TestBucketOf(t *testing.T) {
+func TestNameOf(t *testing.T) {
 	for _, user := range []string{"user-1", "a.b@c_d", "0193-ab"} {
-		if name, n := bucketOf(user); name != user || n >= buckets {
-			t.Errorf("bucketOf(%q) = %q, %d", user, name, n)
+		if name := nameOf(user); name != user || bucketOf(user) >= buckets {
+			t.Errorf("nameOf(%q) = %q, bucket %d", user, name, bucketOf(user))
 		}
 	}
 	for _, user := range []string{"", "{b1}", "a:b", "a b", "\x00", "ü", "~x", strings.Repeat("a", 200)} {
-		if name, _ := bucketOf(user); len(name) != 65 || name[0] != '~' {
-			t.Errorf("bucketOf(%q) = %q", user, name)
+		if name := nameOf(user); len(name) != 65 || name[0] != '~' {
+			t.Errorf("nameOf(%q) = %q", user, name)
 		}
 	}
 }
@@ -448,7 +477,11 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if _, err := New(Config{EdgeID: "a", TTL: 5 * time.Second}, nil, noop.Meter{}, slog.New(slog.DiscardHandler)); err == nil {
+	nobody := func(uint64, dialect.Reason) {}
+	if _, err := New(Config{EdgeID: "a"}, nil, noop.Meter{}, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a manager that tells nobody of a loss is accepted")
+	}
+	if _, err := New(Config{EdgeID: "a", Lost: nobody, TTL: 5 * time.Second}, nil, noop.Meter{}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a TTL too short for the refresh is accepted")
 	}
 }

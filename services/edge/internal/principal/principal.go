@@ -6,8 +6,5 @@ import "time"
 // Principal is who a socket belongs to.
 type Principal struct {
 	UserID  string    // stable; the unit of the connection lock
-	KeyID   string    // public id of the key, safe to log
-	Product string    // stocks or options
-	Plan    string    // expert or commercial
 	Expires time.Time // zero: never
 }

@@ -3,6 +3,7 @@
 package session
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -32,11 +33,9 @@ func liveSession() *Session {
 	s.Start(start)
 	s.Authenticated(start, principal.Principal{UserID: "u"}, dialect.OK)
 	s.Acquired(start, dialect.OK)
-	return s
+	return &s
 }
 
-// TestCommandAllocations holds a command to one allocation per topic and one
-// for the reply.
 // TestCommandAllocations holds a command to one allocation per topic and one
 // for the reply. The race detector makes pools forget, hence the build tag.
 func TestCommandAllocations(t *testing.T) {
@@ -46,7 +45,7 @@ func TestCommandAllocations(t *testing.T) {
 	}{
 		{"one topic", `{"action":"subscribe","params":"T.AAPL"}`, 2},
 		{"ten topics", `{"action":"unsubscribe","params":"T.A,T.B,T.C,T.D,T.E,T.F,T.G,T.H,T.I,T.J"}`, 11},
-		{"malformed", `{"action":`, 1}, // the JSON error
+		{"malformed", `{"action":`, 3}, // the JSON error, and what counts it
 		{"unknown action", `{"action":"dance"}`, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -62,6 +61,34 @@ func TestCommandAllocations(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BenchmarkIdle reports the live heap of a session that has been authenticated
+// and has its lock, its user's name aside.
+func BenchmarkIdle(b *testing.B) {
+	const items = 10_000
+	d := newDialect(cutemarkets.Options{})
+	for b.Loop() {
+		sessions := make([]*Session, items)
+		before := liveHeap()
+		for i := range sessions {
+			s := New(nobody{}, d, withKey)
+			s.Start(start)
+			s.Authenticated(start, principal.Principal{UserID: "u"}, dialect.OK)
+			s.Acquired(start, dialect.OK)
+			sessions[i] = &s
+		}
+		b.ReportMetric((liveHeap()-before)/items, "B/session")
+		runtime.KeepAlive(sessions)
+	}
+}
+
+func liveHeap() float64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
 }
 
 func BenchmarkMessage(b *testing.B) {

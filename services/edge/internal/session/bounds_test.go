@@ -4,11 +4,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+	"unsafe"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect/cutemarkets"
 	"github.com/cutemarkets/relay/services/edge/internal/principal"
-	"github.com/cutemarkets/relay/services/internal/secret"
 )
 
 func newDialect(o cutemarkets.Options) *cutemarkets.Dialect {
@@ -20,7 +21,7 @@ func TestTopicLimit(t *testing.T) {
 	h := &recorder{maxTopics: 2}
 	s := New(h, newDialect(cutemarkets.Options{}), withKey)
 	for _, step := range alive() {
-		step.do(s, start)
+		step.do(&s, start)
 	}
 	h.calls = nil
 	s.Message(start, []byte(`{"action":"subscribe","params":"T.A,T.B,T.C,T.A"}`))
@@ -53,8 +54,8 @@ func TestWaitingMessagesAreBounded(t *testing.T) {
 					t.Fatalf("ended by %s", s.reason)
 				}
 				s.Message(start, []byte(c.message))
-				if !s.ending() || s.reason != dialect.CommandRate || s.queue != nil {
-					t.Errorf("state %d, reason %s, %d messages kept", s.state, s.reason, len(s.queue))
+				if !s.ending() || s.reason != dialect.CommandRate || len(s.aside.queue) > 0 {
+					t.Errorf("state %d, reason %s, %d messages kept", s.state, s.reason, len(s.aside.queue))
 				}
 			})
 		}
@@ -108,13 +109,13 @@ func TestImpossibleInputsPanic(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := New(&recorder{}, newDialect(cutemarkets.Options{InBandAuth: true}), withKey)
-			c.before(s)
+			c.before(&s)
 			defer func() {
 				if recover() == nil {
 					t.Error("no panic")
 				}
 			}()
-			c.do(s, start)
+			c.do(&s, start)
 		})
 	}
 }
@@ -122,7 +123,43 @@ func TestImpossibleInputsPanic(t *testing.T) {
 func TestCredentialIsNotKept(t *testing.T) {
 	s := New(&recorder{}, newDialect(cutemarkets.Options{}), withKey)
 	s.Start(start)
-	if s.opening.Credential != (secret.Secret{}) {
+	if s.aside != nil {
 		t.Error("the credential is still there after it was asked for")
+	}
+}
+
+// TestSize holds a session to its share of what a connection may cost.
+func TestSize(t *testing.T) {
+	if size := unsafe.Sizeof(Session{}); size > 96 {
+		t.Errorf("a session has %d bytes, want at most 96", size)
+	}
+}
+
+// TestAsideIsFreed lists when a session keeps more than itself.
+func TestAsideIsFreed(t *testing.T) {
+	h := &recorder{}
+	s := New(h, newDialect(cutemarkets.Options{InBandAuth: true}), withKey)
+	for i, step := range []struct {
+		at   time.Duration
+		do   input
+		kept bool
+	}{
+		{0, begin(), false},
+		{0, subscribe("T.A"), true}, // waits
+		{0, user("u"), true},
+		{0, acquired(dialect.OK), false},
+		{0, message(`{`), true}, // counted for a minute
+		{time.Second, subscribe("T.B"), true},
+		{time.Minute, subscribe("T.B"), false},
+		{time.Minute, auth("cm_b"), false},
+		{time.Minute, subscribe("T.B"), true}, // waits
+		{time.Minute, user("u"), false},
+		{time.Minute, end(dialect.Draining), true}, // the close to come
+		{time.Minute, released(), false},
+	} {
+		step.do(&s, start.Add(step.at))
+		if kept := s.aside != nil; kept != step.kept {
+			t.Fatalf("step %d: kept %t, want %t", i, kept, step.kept)
+		}
 	}
 }

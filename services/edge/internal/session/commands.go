@@ -15,7 +15,7 @@ var commands = sync.Pool{New: func() any { return new(dialect.Command) }}
 // decode reads a message into a lent command.
 func (s *Session) decode(message []byte) *dialect.Command {
 	c := commands.Get().(*dialect.Command)
-	s.dialect.Decode(s.opening.Market, message, c)
+	s.dialect.Decode(s.market, message, c)
 	return c
 }
 
@@ -42,32 +42,49 @@ func (s *Session) first(now time.Time, message []byte) {
 
 // enqueue keeps a message until the answer it waits for is there.
 func (s *Session) enqueue(now time.Time, message []byte) {
+	a := s.keep()
 	limit := max(maxWaitingBytes, s.dialect.Policy().MaxMessage)
-	if len(s.queue) == maxWaiting || s.queued+len(message) > limit {
+	if len(a.queue) == maxWaiting || a.queued+len(message) > limit {
 		s.End(now, dialect.CommandRate)
 		return
 	}
-	s.queue = append(s.queue, bytes.Clone(message))
-	s.queued += len(message)
+	a.queue = append(a.queue, bytes.Clone(message))
+	a.queued += len(message)
 }
 
 // carryOutQueue carries out the messages that waited, up to the next one that
 // has to be waited for.
 func (s *Session) carryOutQueue(now time.Time) {
-	for s.state == live && !s.checking && len(s.queue) > 0 {
-		message := s.queue[0]
-		s.queue[0] = nil
-		s.queue = s.queue[1:]
-		s.queued -= len(message)
+	for s.state == live && !s.checking && s.aside != nil && len(s.aside.queue) > 0 {
+		a := s.aside
+		message := a.queue[0]
+		a.queue[0] = nil
+		a.queue = a.queue[1:]
+		a.queued -= len(message)
 		s.carryOut(now, message)
 	}
-	if len(s.queue) == 0 {
-		s.queue = nil
+	s.tidy(now)
+}
+
+// tidy drops what a live session no longer needs.
+func (s *Session) tidy(now time.Time) {
+	a := s.aside
+	if a == nil || s.state != live {
+		return
+	}
+	a.bad = slices.DeleteFunc(a.bad, func(t time.Duration) bool { return now.Sub(origin)-t >= badWindow })
+	if len(a.queue) > 0 {
+		return
+	}
+	a.queue = nil
+	if len(a.bad) == 0 {
+		s.aside = nil
 	}
 }
 
 // carryOut carries out a message of a live socket.
 func (s *Session) carryOut(now time.Time, message []byte) {
+	s.tidy(now)
 	c := s.decode(message)
 	defer giveBack(c)
 	switch c.Op {
@@ -75,7 +92,7 @@ func (s *Session) carryOut(now time.Time, message []byte) {
 		if c.Reply != nil {
 			s.host.Send(c.Reply)
 		}
-		if c.Malformed {
+		if c.Malformed && s.state == live {
 			s.malformed(now)
 		}
 	case dialect.OpSignin:
@@ -108,11 +125,11 @@ func (s *Session) signin(c *dialect.Command) {
 	switch {
 	case c.Credential.Empty():
 		s.answerSignin(dialect.CredentialInvalid)
-	case digest(c.Credential) == s.accepted:
+	case fingerprint(c.Credential) == s.accepted:
 		s.answerSignin(dialect.OK)
 	default:
 		s.checking = true
-		s.host.Authenticate(s.opening.Market, c.Credential)
+		s.host.Authenticate(s.market, c.Credential)
 	}
 }
 
@@ -126,8 +143,9 @@ func (s *Session) answerSignin(r dialect.Reason) {
 
 // malformed counts a message that could not be read.
 func (s *Session) malformed(now time.Time) {
-	s.bad = append(slices.DeleteFunc(s.bad, func(t time.Time) bool { return now.Sub(t) >= badWindow }), now)
-	if len(s.bad) == badCommands {
+	a := s.keep()
+	a.bad = append(a.bad, now.Sub(origin))
+	if len(a.bad) == badCommands {
 		s.End(now, dialect.BadCommands)
 	}
 }

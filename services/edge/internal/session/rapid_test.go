@@ -199,27 +199,34 @@ func (m *model) Close(code uint16, text string, r dialect.Reason) {
 
 func (m *model) check(t *rapid.T) {
 	s := m.s
-	if len(s.queue) > maxWaiting || s.queued > maxWaitingBytes {
-		t.Fatalf("%d messages of %d bytes wait", len(s.queue), s.queued)
+	var kept aside
+	if s.aside != nil {
+		kept = *s.aside
+	}
+	if len(kept.queue) > maxWaiting || kept.queued > maxWaitingBytes {
+		t.Fatalf("%d messages of %d bytes wait", len(kept.queue), kept.queued)
 	}
 	total := 0
-	for _, message := range s.queue {
+	for _, message := range kept.queue {
 		total += len(message)
 	}
-	if total != s.queued {
-		t.Fatalf("%d bytes wait, counted as %d", total, s.queued)
+	if total != kept.queued {
+		t.Fatalf("%d bytes wait, counted as %d", total, kept.queued)
+	}
+	if s.state == live && !s.checking && s.aside != nil && len(kept.bad) == 0 {
+		t.Fatal("a live session keeps more than itself")
 	}
 	if (s.state == closed) != (m.closes == 1) {
 		t.Fatalf("state %d after %d closes", s.state, m.closes)
 	}
-	if s.ending() && len(s.queue) > 0 {
+	if s.ending() && len(kept.queue) > 0 {
 		t.Fatal("messages kept by a socket that is ending")
 	}
-	if (s.state == holding || s.state == releasing || s.state == waiting) && s.deadline.IsZero() {
+	if (s.state == holding || s.state == releasing || s.state == waiting) && s.Deadline().IsZero() {
 		t.Fatalf("state %d without a deadline", s.state)
 	}
-	if s.state == closed && !s.deadline.IsZero() {
-		t.Fatal("a deadline after the close")
+	if s.state == closed && (!s.Deadline().IsZero() || s.aside != nil) {
+		t.Fatal("a deadline, or more than itself, after the close")
 	}
 	for i, answer := range m.answered {
 		if !s.ending() && (i >= len(m.asking) || m.asking[i] != answer) {
@@ -261,7 +268,8 @@ func TestRapid(t *testing.T) {
 			opening.Credential = secret.New("cm_a1")
 			m.asking = append(m.asking, "auth") // the handshake's key is answered like a message
 		}
-		m.s = New(m, d, opening)
+		session := New(m, d, opening)
+		m.s = &session
 		m.fragile = rapid.SampledFrom([]int{0, 0, 0, 0, 1, 2}).Draw(t, "fragile")
 		m.s.Start(m.now)
 

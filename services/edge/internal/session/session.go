@@ -4,10 +4,13 @@
 // asks of its Host. It is owned by the shard that owns the socket. Messages that
 // have to wait are kept up to a bound; beyond it the socket ends with
 // CommandRate.
+//
+// A live session is one value of at most 96 bytes, to be embedded; what only the
+// beginning, a wait and the end need is allocated for that time.
 package session
 
 import (
-	"crypto/sha256"
+	"hash/maphash"
 	"time"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
@@ -73,32 +76,52 @@ const (
 	closed
 )
 
-// Session is one client socket. Not safe for concurrent use.
+// Session is one client socket. Not safe for concurrent use; not to be copied
+// after Start.
 type Session struct {
 	// Static after construction.
 	host    Host
 	dialect dialect.Dialect
+	market  string
 
 	// Owned by the shard.
-	opening    dialect.Opening // the credential is dropped once it has been asked for
+	user       string        // never changes once set
+	accepted   uint64        // fingerprint of the first credential
+	deadline   time.Duration // of the state, since origin; 0: none
+	aside      *aside        // nil: none of it is needed
 	state      state
-	delivering bool              // between Host.Live and Host.Stop
-	locked     bool              // the lock was asked for and not refused
-	checking   bool              // a later credential is being authenticated
-	user       string            // never changes once set
-	accepted   [sha256.Size]byte // digest of the first credential
-	deadline   time.Time         // of the state; zero: none
-	queue      [][]byte          // messages that wait for an answer, oldest first
-	queued     int               // their bytes
-	bad        []time.Time       // malformed messages within badWindow
-	reason     dialect.Reason    // why it ends
-	code       uint16            // of the close frame to come
-	text       string
+	delivering bool           // between Host.Live and Host.Stop
+	locked     bool           // the lock was asked for and not refused
+	checking   bool           // a later credential is being authenticated
+	reason     dialect.Reason // why it ends
 }
 
+// aside is what a session needs for some time only.
+type aside struct {
+	// Until Start.
+	credential secret.Secret
+	refuse     dialect.Reason
+
+	// While something waits, or was malformed of late.
+	queue  [][]byte        // messages that wait for an answer, oldest first
+	queued int             // their bytes
+	bad    []time.Duration // malformed messages within badWindow, since origin
+
+	// From the reason to end until the close.
+	code uint16 // of the close frame to come
+	text string
+}
+
+var (
+	// origin is what deadlines count from.
+	origin = time.Now()
+	// seed makes the fingerprints of this process its own.
+	seed = maphash.MakeSeed()
+)
+
 // New makes the session of a socket whose upgrade has been answered.
-func New(host Host, d dialect.Dialect, opening dialect.Opening) *Session {
-	return &Session{host: host, dialect: d, opening: opening}
+func New(host Host, d dialect.Dialect, o dialect.Opening) Session {
+	return Session{host: host, dialect: d, market: o.Market, aside: &aside{credential: o.Credential, refuse: o.Refuse}}
 }
 
 // Start is the first input.
@@ -106,16 +129,18 @@ func (s *Session) Start(now time.Time) {
 	if s.state != starting {
 		panic("session: started twice")
 	}
+	opening := s.aside
+	s.aside = nil
 	s.state = waiting
 	s.host.Send(s.dialect.Greeting())
 	switch {
 	case s.state != waiting:
-	case s.opening.Refuse != dialect.OK:
-		s.End(now, s.opening.Refuse)
-	case s.opening.Credential.Empty():
-		s.deadline = now.Add(s.dialect.Policy().CredentialWait)
+	case opening.refuse != dialect.OK:
+		s.End(now, opening.refuse)
+	case opening.credential.Empty():
+		s.expect(now, s.dialect.Policy().CredentialWait)
 	default:
-		s.authenticate(s.opening.Credential)
+		s.authenticate(opening.credential)
 	}
 }
 
@@ -204,11 +229,20 @@ func (s *Session) Gone(now time.Time) {
 }
 
 // Deadline is when Tick wants to be called next; zero: never.
-func (s *Session) Deadline() time.Time { return s.deadline }
+func (s *Session) Deadline() time.Time {
+	switch {
+	case s.deadline == 0:
+		return time.Time{}
+	case s.state == acquiring, s.state == live: // a key ends by the calendar
+		return origin.Round(0).Add(s.deadline)
+	default:
+		return origin.Add(s.deadline)
+	}
+}
 
 // Tick tells that the deadline has passed. Called before it, it does nothing.
 func (s *Session) Tick(now time.Time) {
-	if s.deadline.IsZero() || now.Before(s.deadline) {
+	if s.deadline == 0 || now.Before(s.Deadline()) {
 		return
 	}
 	switch s.state {
@@ -228,10 +262,9 @@ func (s *Session) Tick(now time.Time) {
 // authenticate asks for the answer that decides about the socket.
 func (s *Session) authenticate(credential secret.Secret) {
 	s.state = authenticating
-	s.deadline = time.Time{}
-	s.accepted = digest(credential)
-	s.opening.Credential = secret.Secret{}
-	s.host.Authenticate(s.opening.Market, credential)
+	s.deadline = 0
+	s.accepted = fingerprint(credential)
+	s.host.Authenticate(s.market, credential)
 }
 
 // accept goes on with a good first credential.
@@ -241,7 +274,9 @@ func (s *Session) accept(now time.Time, p principal.Principal) {
 		return
 	}
 	s.user = p.UserID
-	s.deadline = p.Expires
+	if !p.Expires.IsZero() {
+		s.deadline = p.Expires.Sub(origin)
+	}
 	if !s.dialect.Policy().Exclusive {
 		s.welcome(now)
 		return
@@ -260,7 +295,7 @@ func (s *Session) welcome(now time.Time) {
 		return
 	}
 	s.delivering = true
-	s.host.Live(s.opening.Market)
+	s.host.Live(s.market)
 	s.carryOutQueue(now)
 }
 
@@ -274,9 +309,9 @@ func (s *Session) finish(now time.Time, r dialect.Reason, bye dialect.Bye) {
 		panic("session: ended before the start")
 	}
 	s.state = holding
-	s.reason, s.code, s.text = r, bye.Code, bye.Text
-	s.deadline = now.Add(bye.Hold)
-	s.queue, s.queued, s.bad = nil, 0, nil
+	s.reason = r
+	s.aside = &aside{code: bye.Code, text: bye.Text}
+	s.expect(now, bye.Hold)
 	if s.delivering {
 		s.delivering = false
 		s.host.Stop()
@@ -298,7 +333,10 @@ func (s *Session) cutShort(now time.Time, r dialect.Reason, code uint16) {
 		s.finish(now, r, dialect.Bye{Code: code})
 		return
 	}
-	s.code, s.text = code, ""
+	if s.state == closed {
+		return
+	}
+	s.aside.code, s.aside.text = code, ""
 	if s.state == holding {
 		s.release(now)
 	}
@@ -312,16 +350,33 @@ func (s *Session) release(now time.Time) {
 		return
 	}
 	s.state = releasing
-	s.deadline = now.Add(releaseWait)
+	s.expect(now, releaseWait)
 	s.host.Release()
 }
 
 func (s *Session) close() {
 	s.state = closed
-	s.deadline = time.Time{}
-	s.host.Close(s.code, s.text, s.reason)
+	s.deadline = 0
+	end := s.aside
+	s.aside = nil
+	s.host.Close(end.code, end.text, s.reason)
 }
 
-func digest(credential secret.Secret) [sha256.Size]byte {
-	return sha256.Sum256([]byte(credential.Reveal()))
+// expect sets the deadline of the state.
+func (s *Session) expect(now time.Time, wait time.Duration) {
+	s.deadline = now.Sub(origin) + wait
+}
+
+// keep returns the session's aside, to put something there.
+func (s *Session) keep() *aside {
+	if s.aside == nil {
+		s.aside = new(aside)
+	}
+	return s.aside
+}
+
+// fingerprint tells a credential from others without keeping it. To mistake one
+// for another would only spare the client the check of a key it needs no more.
+func fingerprint(credential secret.Secret) uint64 {
+	return maphash.String(seed, credential.Reveal())
 }

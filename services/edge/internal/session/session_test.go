@@ -346,7 +346,7 @@ func TestScripts(t *testing.T) {
 			s := New(h, cutemarkets.New(cutemarkets.Options{Markets: []string{"stocks", "options"}, InBandAuth: true}), script.opening)
 			for i, step := range script.steps {
 				h.calls = nil
-				step.do(s, start.Add(step.at))
+				step.do(&s, start.Add(step.at))
 				if !slices.Equal(h.calls, step.want) {
 					t.Fatalf("step %d:\n got %q\nwant %q", i, h.calls, step.want)
 				}

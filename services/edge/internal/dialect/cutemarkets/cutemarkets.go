@@ -7,6 +7,7 @@
 package cutemarkets
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -113,6 +114,22 @@ func (*Dialect) Envelope() (prefix, separator, suffix string) { return "[", ",",
 
 // Encode implements dialect.Dialect: the event's own bytes.
 func (*Dialect) Encode(event []byte) []byte { return event }
+
+var slow = status("slow", "You do not read as fast as your events come. If that goes on, this connection will be closed.")
+
+// Slow implements dialect.Dialect.
+func (*Dialect) Slow() []byte { return slow }
+
+// Conflatable implements dialect.Dialect: quotes, by their symbol. One with its
+// keys in another order than the vendor's is left alone.
+func (*Dialect) Conflatable(event []byte) []byte {
+	rest, ok := bytes.CutPrefix(event, []byte(`{"ev":"Q","sym":"`))
+	if !ok {
+		return nil
+	}
+	symbol, _, _ := bytes.Cut(rest, []byte{'"'})
+	return symbol
+}
 
 // Signin implements dialect.Dialect.
 func (*Dialect) Signin(r dialect.Reason) []byte {

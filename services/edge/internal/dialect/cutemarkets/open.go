@@ -39,7 +39,10 @@ func (d *Dialect) Open(r *http.Request) dialect.Opening {
 		return dialect.Opening{Refuse: refuse}
 	}
 	// The clone lets go of the request the key is a part of.
-	return dialect.Opening{Market: name, Credential: secret.New(strings.Clone(credential))}
+	return dialect.Opening{
+		Market: name, Credential: secret.New(strings.Clone(credential)),
+		Conflate: slices.Contains(r.URL.Query()["conflate"], "quotes"),
+	}
 }
 
 // presented returns the credential of a handshake; empty: there is none.

@@ -1,0 +1,175 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
+)
+
+// backlog is what the kernel has not taken yet of what was sent to one client,
+// in pooled pieces. It does no I/O: the owner writes what next returns and tells
+// how much of it was taken. Not thread-safe.
+//
+// What was sent at once is one sending, a number of whole frames. Hastened
+// frames go between two sendings.
+type backlog struct {
+	pieces   []*buffer
+	head     int       // bytes of the first piece that have been taken
+	size     int       // bytes of pieces that have not
+	sendings []sending // oldest first
+	begun    bool      // part of the first sending has been taken
+	claimed  int       // bytes of sendings that are being written
+	hasty    []byte
+	hastened int    // bytes of hasty that have been taken
+	pong     []byte // payload of the answer to the latest ping
+	ponging  bool
+}
+
+// sending is what waits of a number of frames that were sent at once.
+type sending struct {
+	left int // bytes
+	at   time.Time
+}
+
+// sendingCost is what a sending costs beside its bytes.
+const sendingCost = 32
+
+// held is what counts towards the bound.
+func (b *backlog) held() int { return b.size + sendingCost*len(b.sendings) }
+
+// add queues the rest of a sending; begun: the kernel has its beginning already.
+func (b *backlog) add(rest []byte, begun bool, now time.Time) {
+	if len(rest) == 0 {
+		return
+	}
+	b.begun = b.begun || begun
+	b.sendings = append(b.sendings, sending{len(rest), now})
+	b.size += len(rest)
+	for len(rest) > 0 {
+		last := len(b.pieces) - 1
+		if last < 0 || len(b.pieces[last].data) == cap(b.pieces[last].data) {
+			b.pieces = append(b.pieces, getBuffer(min(max(len(rest), b.size/2, smallBuffer), largeBuffer)))
+			last++
+		}
+		piece := b.pieces[last]
+		n := min(len(rest), cap(piece.data)-len(piece.data))
+		piece.data = append(piece.data, rest[:n]...)
+		rest = rest[n:]
+	}
+}
+
+// hasten queues frames that go ahead.
+func (b *backlog) hasten(frames []byte) { b.hasty = append(b.hasty, frames...) }
+
+// answer queues the answer to a ping in place of one that still waits.
+func (b *backlog) answer(payload []byte) {
+	b.pong, b.ponging = append(b.pong[:0], payload...), true
+}
+
+// next is what to write now; empty: nothing waits.
+func (b *backlog) next() []byte {
+	if b.ponging && !b.begun {
+		b.hasty, b.ponging = frame.AppendPong(b.hasty, b.pong), false
+	}
+	waiting := len(b.hasty) > 0
+	if waiting && !b.begun {
+		return b.hasty[b.hastened:]
+	}
+	if b.size == 0 {
+		return nil
+	}
+	piece := b.pieces[0].data[b.head:]
+	if (waiting || b.ponging) && len(piece) > b.sendings[0].left {
+		piece = piece[:b.sendings[0].left]
+	}
+	return piece
+}
+
+// claim tells that the beginning of what next returned is being written, and is
+// not to be discarded until took is called.
+func (b *backlog) claim(n int) {
+	if len(b.hasty) == 0 || b.begun {
+		b.claimed = n
+	}
+}
+
+// took tells how much of what next returned the kernel has taken.
+func (b *backlog) took(n int) {
+	if b.claimed == 0 && len(b.hasty) > 0 && !b.begun {
+		if b.hastened += n; b.hastened == len(b.hasty) {
+			b.hasty, b.hastened = nil, 0
+		}
+		return
+	}
+	b.claimed = 0
+	b.head += n
+	b.size -= n
+	if b.head == len(b.pieces[0].data) {
+		b.drop(1)
+	}
+	done := 0
+	for n > 0 && n >= b.sendings[done].left {
+		n -= b.sendings[done].left
+		done++
+		b.begun = false
+	}
+	b.sendings = append(b.sendings[:0], b.sendings[done:]...)
+	if n > 0 {
+		b.sendings[0].left -= n
+		b.begun = true
+	}
+}
+
+// drop gives the first pieces back.
+func (b *backlog) drop(n int) {
+	for _, piece := range b.pieces[:n] {
+		piece.release()
+	}
+	rest := copy(b.pieces, b.pieces[n:])
+	clear(b.pieces[rest:])
+	b.pieces, b.head = b.pieces[:rest], 0
+}
+
+// discard drops the sendings that have not begun, and returns their bytes. What
+// was hastened stays.
+func (b *backlog) discard() int {
+	kept, size := 0, 0
+	for kept < len(b.sendings) && (size < b.claimed || b.begun && kept == 0) {
+		size += b.sendings[kept].left
+		kept++
+	}
+	dropped := b.size - size
+	b.sendings, b.size = b.sendings[:kept], size
+	if size == 0 {
+		b.drop(len(b.pieces))
+		return dropped
+	}
+	last, end := 0, b.head+size // counted from the begin of the piece
+	for ; end > len(b.pieces[last].data); last++ {
+		end -= len(b.pieces[last].data)
+	}
+	b.pieces[last].data = b.pieces[last].data[:end]
+	for _, piece := range b.pieces[last+1:] {
+		piece.release()
+	}
+	clear(b.pieces[last+1:])
+	b.pieces = b.pieces[:last+1]
+	return dropped
+}
+
+// empty reports whether nothing waits.
+func (b *backlog) empty() bool { return b.size == 0 && len(b.hasty) == 0 && !b.ponging }
+
+// since is when the oldest sending was queued; zero: none is.
+func (b *backlog) since() time.Time {
+	if len(b.sendings) == 0 {
+		return time.Time{}
+	}
+	return b.sendings[0].at
+}
+
+// release gives everything up.
+func (b *backlog) release() {
+	b.drop(len(b.pieces))
+	*b = backlog{}
+}

@@ -1,0 +1,153 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/edge/internal/frame"
+)
+
+const (
+	// warnAfter is how long the oldest byte may wait for a client before it is
+	// told that it is slow; so it is when half of the queue is full.
+	warnAfter = time.Second
+	// conflateAfter is how long it may wait before quotes are conflated, if the
+	// client asked for that.
+	conflateAfter = 50 * time.Millisecond
+)
+
+// slow is what the shard remembers of a client that does not keep up. An episode
+// ends when nothing waits any more.
+type slow struct {
+	warned bool
+	latest map[string]int // place in kept, by the dialect's key
+	kept   [][]byte       // events, the oldest topic first
+	bytes  int            // of kept
+}
+
+// lagging is when look has something to do; 0: nothing waits.
+func (c *connection) lagging() int64 {
+	bytes, since := c.transport.backlog()
+	if bytes == 0 || c.market == nil {
+		return 0
+	}
+	after := c.shard.engine.queueAge
+	if c.slow == nil || !c.slow.warned {
+		after = min(after, warnAfter)
+	}
+	return c.shard.since(since.Add(after))
+}
+
+// look judges a client by what waits for it: warn once, then end it.
+func (c *connection) look() {
+	bytes, since := c.transport.backlog()
+	if bytes == 0 || c.market == nil {
+		return
+	}
+	s := c.shard
+	age := s.now.Sub(since)
+	switch {
+	case age >= s.engine.queueAge:
+		c.tooSlow()
+	case age >= warnAfter, bytes+c.kept() > s.engine.queueBytes/2:
+		c.warn()
+	}
+}
+
+// tooSlow ends a client that does not keep up. What waits for it is discarded, so
+// that it finds the reason when it reads on.
+func (c *connection) tooSlow() {
+	c.transport.discard()
+	c.session.End(c.shard.now, dialect.SlowConsumer)
+}
+
+// warn tells a client that it is slow, once in an episode.
+func (c *connection) warn() {
+	state := c.behind()
+	if state.warned {
+		return
+	}
+	state.warned = true
+	c.shard.stats.warned.Add(1)
+	if notice := c.encoding.dialect.Slow(); len(notice) > 0 {
+		c.transport.hasten(frame.AppendText(nil, notice))
+	}
+}
+
+func (c *connection) behind() *slow {
+	if c.slow == nil {
+		c.slow = new(slow)
+	}
+	return c.slow
+}
+
+func (c *connection) kept() int {
+	if c.slow == nil {
+		return 0
+	}
+	return c.slow.bytes
+}
+
+// conflating reports whether only the latest quotes are to be kept now.
+func (c *connection) conflating() bool {
+	if !c.conflate {
+		return false
+	}
+	bytes, since := c.transport.backlog()
+	return bytes > 0 && (c.kept() > 0 || c.shard.now.Sub(since) >= conflateAfter)
+}
+
+// conflated keeps those events of a round of which the latest is enough, in place
+// of the earlier ones of their key, and returns the others.
+func (c *connection) conflated(pending []int32) []int32 {
+	s, state := c.shard, c.behind()
+	others := s.others[:0]
+	for _, index := range pending {
+		event := s.events[index]
+		key := c.encoding.dialect.Conflatable(event)
+		if len(key) == 0 {
+			others = append(others, index)
+			continue
+		}
+		if state.latest == nil {
+			state.latest = make(map[string]int)
+		}
+		place, known := state.latest[string(key)]
+		if !known {
+			place = len(state.kept)
+			state.latest[string(key)] = place
+			state.kept = append(state.kept, nil)
+			state.bytes += keptCost
+		}
+		if known {
+			s.counts.conflated++
+		}
+		state.bytes += len(event) - len(state.kept[place])
+		state.kept[place] = append(state.kept[place][:0], event...)
+	}
+	s.others = others
+	if bytes, _ := c.transport.backlog(); bytes+state.bytes > s.engine.queueBytes {
+		c.overflow = true
+	}
+	return others
+}
+
+// keptCost is what a kept event costs beside its bytes: its key, its place and
+// the room behind it.
+const keptCost = 128
+
+// relieved follows the writing of what waited.
+func (c *connection) relieved() {
+	if c.slow == nil {
+		return
+	}
+	if bytes, _ := c.transport.backlog(); bytes > 0 {
+		return
+	}
+	var kept []int32
+	for _, event := range c.slow.kept {
+		kept = append(kept, c.shard.event(event))
+	}
+	c.slow = nil
+	c.shard.pendFirst(c.ref.slot, kept)
+}
