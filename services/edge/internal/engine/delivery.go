@@ -26,7 +26,8 @@ const (
 // pending is what a round has for one connection.
 type pending struct {
 	slot   int32
-	events []int32 // indices in shard.events, in order
+	first  int32   // index in shard.events
+	events []int32 // all indices, in order, if there are more; else empty
 }
 
 // words are a dialect and what it makes of the events of this round.
@@ -94,43 +95,53 @@ func (e *words) encoded(s *shard, index int32) []byte {
 func (s *shard) pend(slot, index int32) {
 	sl := &s.slots[slot]
 	if sl.pending == 0 {
-		sl.pending = s.list(slot)
-	}
-	p := &s.pending[sl.pending-1]
-	if n := len(p.events); n > 0 && p.events[n-1] == index {
+		sl.pending = s.list(slot, index)
 		return
 	}
-	p.events = append(p.events, index)
+	p := &s.pending[sl.pending-1]
+	switch n := len(p.events); {
+	case n == 0 && p.first == index, n > 0 && p.events[n-1] == index:
+	case n == 0:
+		p.events = append(p.events, p.first, index)
+	default:
+		p.events = append(p.events, index)
+	}
 }
 
 // pendFirst puts events before those that are pending.
 func (s *shard) pendFirst(slot int32, events []int32) {
-	if len(events) == 0 {
-		return
-	}
 	sl := &s.slots[slot]
 	if sl.pending == 0 {
-		sl.pending = s.list(slot)
+		for _, index := range events {
+			s.pend(slot, index)
+		}
+		return
 	}
 	p := &s.pending[sl.pending-1]
+	if len(p.events) == 0 {
+		p.events = append(p.events, p.first)
+	}
 	p.events = slices.Insert(p.events, 0, events...)
 }
 
 // list begins the pending list of a slot and returns its place, from 1 on.
-func (s *shard) list(slot int32) int32 {
-	if n := len(s.pending); n < cap(s.pending) {
+func (s *shard) list(slot, first int32) int32 {
+	n := len(s.pending)
+	if n < cap(s.pending) {
 		s.pending = s.pending[:n+1] // with the memory of an earlier round
-		s.pending[n].slot = slot
 	} else {
-		s.pending = append(s.pending, pending{slot: slot})
+		s.pending = append(s.pending, pending{})
 	}
-	return int32(len(s.pending))
+	p := &s.pending[n]
+	p.slot, p.first = slot, first
+	return int32(n + 1)
 }
 
 // joined is the frames that a list of events makes in one encoding.
 type joined struct {
 	encoding  *encoding // nil: nothing is joined
 	list      []int32
+	only      int32 // of list, when that is all of it and makes one frame; else -1
 	data      []byte
 	frames    int
 	events    int
@@ -148,8 +159,11 @@ func (s *shard) join(e *encoding, list []int32) *joined {
 	if e.deflate {
 		return s.joinCompressed(e, list)
 	}
-	*j = joined{encoding: e, list: append(j.list[:0], list...), data: j.data[:0]}
+	*j = joined{encoding: e, list: append(j.list[:0], list...), data: j.data[:0], only: -1}
 	s.fill(j)
+	if len(list) == 1 && j.frames == 1 {
+		j.only = list[0]
+	}
 	return j
 }
 
@@ -223,13 +237,7 @@ func (e *words) appendEvents(b []byte, list []int32) []byte {
 // flush sends to every connection with pending events, first come first served:
 // one write for each, however many events there are.
 func (s *shard) flush() {
-	for i := 0; i < len(s.pending); i++ {
-		if slot := s.pending[i].slot; s.deliver(slot) {
-			c := s.slots[slot].connection
-			c.look()
-			c.settle()
-		}
-	}
+	s.deliverAll()
 	for i := range s.pending {
 		if p := &s.pending[i]; cap(p.events) > keptPlaces {
 			p.events = nil
@@ -252,6 +260,13 @@ func (s *shard) flush() {
 	}
 }
 
+// attend delivers and follows what became of it.
+func (s *shard) attend(slot int32) {
+	if s.deliver(slot) {
+		s.slots[slot].connection.lookAfter()
+	}
+}
+
 // deliver sends the pending events of a connection, if there are any. It reports
 // whether the connection is to be looked after: not all has been taken at once.
 func (s *shard) deliver(slot int32) bool {
@@ -262,7 +277,10 @@ func (s *shard) deliver(slot int32) bool {
 	p := &s.pending[sl.pending-1]
 	sl.pending = 0
 	list, direct := p.events, sl.fd >= 0
-	p.events = p.events[:0] // nothing is added before this returns
+	if len(list) == 0 {
+		s.one[0] = p.first
+		list = s.one[:]
+	}
 	if !direct && sl.connection.conflating() {
 		list = sl.connection.conflated(list)
 	}

@@ -28,3 +28,10 @@ func (s *shard) transport(conn net.Conn, early []byte, parser frame.Parser) (tra
 
 // written would write without asking the transport; no slot allows it.
 func (*shard) written(*slot, []byte) bool { panic("engine: no raw sockets on this system") }
+
+// deliverAll sends to every connection with pending events.
+func (s *shard) deliverAll() {
+	for i := 0; i < len(s.pending); i++ {
+		s.attend(s.pending[i].slot)
+	}
+}

@@ -77,7 +77,8 @@ type shard struct {
 	events     [][]byte  // of this round, as the vendor sent them
 	pending    []pending // with the memory of earlier rounds behind its end
 	joined     joined
-	others     []int32 // events that are not conflated
+	one        [1]int32 // a list of one event
+	others     []int32  // events that are not conflated
 	counts     counts
 	draining   bool
 	stopping   bool

@@ -38,6 +38,12 @@ func (c *connection) lagging() int64 {
 	return c.shard.since(since.Add(after))
 }
 
+// lookAfter follows a delivery that was not taken at once.
+func (c *connection) lookAfter() {
+	c.look()
+	c.settle()
+}
+
 // look judges a client by what waits for it: warn once, then end it.
 func (c *connection) look() {
 	bytes, since := c.transport.backlog()
