@@ -9,41 +9,43 @@ import (
 // backlog is what the kernel has not taken yet of what was sent to one client,
 // in pooled pieces. It does no I/O: the owner writes what next returns and tells
 // how much of it was taken. Not thread-safe.
-//
-// What was sent at once is one sending, a number of whole frames. Hastened
-// frames go between two sendings.
 type backlog struct {
 	pieces   []*buffer
 	head     int       // bytes of the first piece that have been taken
 	size     int       // bytes of pieces that have not
-	sendings []sending // oldest first
-	begun    bool      // part of the first sending has been taken
-	claimed  int       // bytes of sendings that are being written
-	hasty    []byte
-	hastened int    // bytes of hasty that have been taken
-	pong     []byte // payload of the answer to the latest ping
+	waiting  []waiting // frames, the oldest first
+	begun    bool      // part of the first frame has been taken
+	claimed  int       // bytes of frames that are being written
+	hasty    []byte    // frames that go ahead of them
+	hastened int       // bytes of hasty that have been taken
+	pong     []byte    // payload of the answer to the latest ping
 	ponging  bool
 }
 
-// sending is what waits of a number of frames that were sent at once.
-type sending struct {
+// waiting is what waits of a frame.
+type waiting struct {
 	left int // bytes
 	at   time.Time
 }
 
-// sendingCost is what a sending costs beside its bytes.
-const sendingCost = 32
+// waitingCost is what a frame costs beside its bytes.
+const waitingCost = 32
 
 // held is what counts towards the bound.
-func (b *backlog) held() int { return b.size + sendingCost*len(b.sendings) }
+func (b *backlog) held() int { return b.size + waitingCost*len(b.waiting) }
 
-// add queues the rest of a sending; begun: the kernel has its beginning already.
-func (b *backlog) add(rest []byte, begun bool, now time.Time) {
-	if len(rest) == 0 {
-		return
+// add queues frames that were sent at once; the kernel has the first taken bytes.
+func (b *backlog) add(frames []byte, taken int, now time.Time) {
+	for end := 0; end < len(frames); {
+		start := end
+		end += frame.Size(frames[start:])
+		if end <= taken {
+			continue
+		}
+		b.begun = b.begun || taken > start
+		b.waiting = append(b.waiting, waiting{end - max(start, taken), now})
 	}
-	b.begun = b.begun || begun
-	b.sendings = append(b.sendings, sending{len(rest), now})
+	rest := frames[taken:]
 	b.size += len(rest)
 	for len(rest) > 0 {
 		last := len(b.pieces) - 1
@@ -71,16 +73,16 @@ func (b *backlog) next() []byte {
 	if b.ponging && !b.begun {
 		b.hasty, b.ponging = frame.AppendPong(b.hasty, b.pong), false
 	}
-	waiting := len(b.hasty) > 0
-	if waiting && !b.begun {
+	hurry := len(b.hasty) > 0
+	if hurry && !b.begun {
 		return b.hasty[b.hastened:]
 	}
 	if b.size == 0 {
 		return nil
 	}
 	piece := b.pieces[0].data[b.head:]
-	if (waiting || b.ponging) && len(piece) > b.sendings[0].left {
-		piece = piece[:b.sendings[0].left]
+	if (hurry || b.ponging) && len(piece) > b.waiting[0].left {
+		piece = piece[:b.waiting[0].left]
 	}
 	return piece
 }
@@ -108,14 +110,14 @@ func (b *backlog) took(n int) {
 		b.drop(1)
 	}
 	done := 0
-	for n > 0 && n >= b.sendings[done].left {
-		n -= b.sendings[done].left
+	for n > 0 && n >= b.waiting[done].left {
+		n -= b.waiting[done].left
 		done++
 		b.begun = false
 	}
-	b.sendings = append(b.sendings[:0], b.sendings[done:]...)
+	b.waiting = append(b.waiting[:0], b.waiting[done:]...)
 	if n > 0 {
-		b.sendings[0].left -= n
+		b.waiting[0].left -= n
 		b.begun = true
 	}
 }
@@ -130,16 +132,16 @@ func (b *backlog) drop(n int) {
 	b.pieces, b.head = b.pieces[:rest], 0
 }
 
-// discard drops the sendings that have not begun, and returns their bytes. What
+// discard drops the frames that have not begun, and returns their bytes. What
 // was hastened stays.
 func (b *backlog) discard() int {
 	kept, size := 0, 0
-	for kept < len(b.sendings) && (size < b.claimed || b.begun && kept == 0) {
-		size += b.sendings[kept].left
+	for kept < len(b.waiting) && (size < b.claimed || b.begun && kept == 0) {
+		size += b.waiting[kept].left
 		kept++
 	}
 	dropped := b.size - size
-	b.sendings, b.size = b.sendings[:kept], size
+	b.waiting, b.size = b.waiting[:kept], size
 	if size == 0 {
 		b.drop(len(b.pieces))
 		return dropped
@@ -160,12 +162,12 @@ func (b *backlog) discard() int {
 // empty reports whether nothing waits.
 func (b *backlog) empty() bool { return b.size == 0 && len(b.hasty) == 0 && !b.ponging }
 
-// since is when the oldest sending was queued; zero: none is.
+// since is when the oldest frame was queued; zero: none is.
 func (b *backlog) since() time.Time {
-	if len(b.sendings) == 0 {
+	if len(b.waiting) == 0 {
 		return time.Time{}
 	}
-	return b.sendings[0].at
+	return b.waiting[0].at
 }
 
 // release gives everything up.

@@ -47,7 +47,7 @@ func TestBacklogFollowsAModel(t *testing.T) {
 					begun = rapid.IntRange(0, len(frames)-1).Draw(t, "begun")
 					wire = append(wire, frames[:begun]...)
 				}
-				b.add(frames[begun:], begun > 0, start.Add(time.Duration(i)))
+				b.add(frames, begun, start.Add(time.Duration(i)))
 			case 3:
 				text := fmt.Sprintf("h%d", i)
 				b.hasten(frame.AppendText(nil, []byte(text)))
@@ -117,8 +117,8 @@ func TestBacklogKeepsOneAnswer(t *testing.T) {
 	t.Parallel()
 	var b backlog
 	whole := textFrame("whole")
-	b.add(whole[1:], true, time.Now())
-	b.add(textFrame("later"), false, time.Now())
+	b.add(whole, 1, time.Now())
+	b.add(textFrame("later"), 0, time.Now())
 	b.answer([]byte("one"))
 	b.answer([]byte("two"))
 	var wire []byte
@@ -140,9 +140,9 @@ func TestMemoryOfABacklogIsBounded(t *testing.T) {
 		var b backlog
 		one := textFrame(strings.Repeat("x", size))
 		for b.held()+len(one) <= DefaultQueueBytes {
-			b.add(one, false, time.Now())
+			b.add(one, 0, time.Now())
 		}
-		held := cap(b.sendings) * sendingCost
+		held := cap(b.waiting) * waitingCost
 		for _, piece := range b.pieces {
 			held += cap(piece.data)
 		}

@@ -175,6 +175,17 @@ func (c *connection) wakeUp() {
 
 var pingFrame = frame.AppendPing(nil)
 
+// Dialect implements session.Host.
+func (c *connection) Dialect() dialect.Dialect { return c.encoding.dialect }
+
+// Market implements session.Host.
+func (c *connection) Market() string {
+	if int(c.label) < len(c.shard.markets) {
+		return c.shard.markets[c.label].name
+	}
+	return ""
+}
+
 // Send implements session.Host.
 func (c *connection) Send(message []byte) {
 	s := c.shard
@@ -277,6 +288,9 @@ func (c *connection) Subscribe(topic string) bool {
 		at, _ = c.find(slot)
 	}
 	t := &m.topics[slot]
+	if n := len(c.topics); n == cap(c.topics) { // few have many, and those who have keep them
+		c.topics = append(make([]subscription, 0, n+max(1, min(n, 4), n/4)), c.topics...)
+	}
 	c.topics = slices.Insert(c.topics, at, subscription{topic: slot, position: int32(len(t.subscribers))})
 	t.subscribers = append(t.subscribers, c.ref.slot)
 	return true
@@ -284,6 +298,7 @@ func (c *connection) Subscribe(topic string) bool {
 
 // Unsubscribe implements session.Host.
 func (c *connection) Unsubscribe(topic string) {
+	c.sendKept()
 	if slot, ok := c.market.slots[topic]; ok {
 		if at, have := c.find(slot); have {
 			c.market.leave(c.topics[at])

@@ -17,9 +17,9 @@ const (
 	// maxMessage is the largest message ever sent: vendor client libraries
 	// refuse more than 1 MB.
 	maxMessage = 1_000_000
-	// keptPlaces is the largest pending list that is kept for the next round, and
-	// keptFrames the most bytes of frames.
-	keptPlaces = 1024
+	// keptPlaces is how many places of pending lists are kept for the next round,
+	// all in all, and keptFrames the most bytes of frames.
+	keptPlaces = 64 << 10
 	keptFrames = 1 << 20
 )
 
@@ -238,12 +238,13 @@ func (e *words) appendEvents(b []byte, list []int32) []byte {
 // one write for each, however many events there are.
 func (s *shard) flush() {
 	s.deliverAll()
+	kept := 0
 	for i := range s.pending {
-		if p := &s.pending[i]; cap(p.events) > keptPlaces {
+		p := &s.pending[i]
+		if kept += cap(p.events); kept > keptPlaces {
 			p.events = nil
-		} else {
-			p.events = p.events[:0]
 		}
+		p.events = p.events[:0]
 	}
 	s.pending = s.pending[:0]
 	s.joined.encoding = nil
@@ -289,20 +290,20 @@ func (s *shard) deliver(slot int32) bool {
 	}
 	j := s.join(sl.encoding, list)
 	s.counts.oversized += uint64(j.oversized)
+	if !direct && !sl.connection.carry(j.data) {
+		return true
+	}
 	s.counts.frames += uint64(j.frames)
 	s.counts.events += uint64(j.events)
-	if direct {
-		return !s.written(sl, j.data)
-	}
-	sl.connection.carry(j.data)
-	return true
+	return !direct || !s.written(sl, j.data)
 }
 
-// carry gives frames to the transport. When they do not fit, the client is too
+// carry gives frames to the transport and reports whether it took them. When they do not fit, the client is too
 // slow, and its session is told after the input at hand.
-func (c *connection) carry(frames []byte) {
+func (c *connection) carry(frames []byte) bool {
 	if c.overflow || !c.transport.send(frames) {
 		c.overflow = true
 		c.shard.counts.discarded += uint64(len(frames))
 	}
+	return !c.overflow
 }

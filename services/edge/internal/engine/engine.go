@@ -230,11 +230,16 @@ func (e *Engine) Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialec
 	s.load.Add(1)
 	tune(conn)
 	t, err := s.transport(conn, early, newParser(d.Policy().MaxMessage, deflate))
-	if err == nil && s.clients.post(input{kind: inputAttach, body: &attachment{transport: t, dialect: d, opening: o, client: client, deflate: deflate}}, nil) {
-		return true
+	if err != nil {
+		s.leave()
+		return false
 	}
-	s.leave()
-	return false
+	a := &attachment{transport: t, dialect: d, opening: o, client: client, deflate: deflate}
+	if !s.clients.post(input{kind: inputAttach, body: a}, nil) { // the engine has stopped meanwhile
+		t.abandon()
+		s.leave()
+	}
+	return true
 }
 
 func newParser(maxMessage int, deflate bool) frame.Parser {

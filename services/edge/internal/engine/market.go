@@ -173,6 +173,7 @@ func (m *market) notice(n *notice) {
 		for _, subscriber := range t.subscribers {
 			c := m.shard.slots[subscriber].connection
 			c.Send(c.encoding.notice)
+			m.shard.timers.set(c, m.shard.clock()) // settles it; not here, where the subscribers must stay
 		}
 	}
 }

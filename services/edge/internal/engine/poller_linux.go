@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,8 @@ type poller struct {
 	// Static after construction.
 	file *os.File
 	fd   int
+
+	closing atomic.Bool
 
 	// Owned by the shard; not thread-safe.
 	events [pollEvents]unix.EpollEvent
@@ -46,18 +49,24 @@ func (p *poller) watch(wake chan struct{}) error {
 		return fmt.Errorf("epoll: %w", err)
 	}
 	lifecycle.Go("engine poller", func() {
-		_ = raw.Read(func(uintptr) bool { // ends when the file is closed
+		err := raw.Read(func(uintptr) bool {
 			select {
 			case wake <- struct{}{}:
 			default:
 			}
 			return false
 		})
+		if !p.closing.Load() {
+			panic(fmt.Sprintf("engine: the runtime cannot wait for epoll on this system, use --engine portable: %v", err))
+		}
 	})
 	return nil
 }
 
-func (p *poller) close() error { return p.file.Close() }
+func (p *poller) close() error {
+	p.closing.Store(true)
+	return p.file.Close()
+}
 
 // add registers a socket under a ref.
 func (p *poller) add(fd int, r ref) error {

@@ -20,6 +20,9 @@ const (
 	feedLimit    = MinQueueBytes / 2
 	// arenaKept is the largest arena that is kept between two rounds.
 	arenaKept = 256 << 10
+	// lateRound is how late a round may begin before what waits for clients counts
+	// as the shard's fault.
+	lateRound = 250 * time.Millisecond
 	// inputBuffer is what is read of a client at once.
 	inputBuffer = 16 << 10
 )
@@ -67,6 +70,7 @@ type shard struct {
 
 	// Owned by run; not thread-safe.
 	now        time.Time // of this round
+	resumed    time.Time // when the last round began that was late
 	markets    []*market
 	encodings  []*encoding
 	slots      []slot
@@ -122,12 +126,14 @@ func newShard(e *Engine, index int, names []string, interests map[string]Interes
 // clock is the time of this round in ns since the shard's start.
 func (s *shard) clock() int64 { return int64(s.now.Sub(s.started)) }
 
-// since is a time on the shard's clock; 0 for the zero time.
+// since is a time on the shard's clock; 0 for the zero time. It agrees with
+// comparisons with now, also for times that are of the wall clock alone, which
+// may have been set since the shard's start.
 func (s *shard) since(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
-	return max(int64(t.Sub(s.started)), 1)
+	return max(s.clock()+int64(t.Sub(s.now)), 1)
 }
 
 // run is the shard's goroutine: it waits for input or a deadline and does a
@@ -175,6 +181,9 @@ func (s *shard) refuse(in input) {
 // each connection that was touched, however many events were for it.
 func (s *shard) round() {
 	s.now = time.Now()
+	if due := s.nextDeadline(); due != 0 && s.clock()-due > int64(lateRound) {
+		s.resumed = s.now
+	}
 	s.feedInputs, s.feedArena = s.feed.take(s.feedInputs, s.feedArena)
 	for i := range s.feedInputs {
 		s.takeFeed(&s.feedInputs[i])
@@ -316,7 +325,7 @@ func (s *shard) attach(a *attachment) {
 		label:     s.marketLabel(a.opening.Market),
 		conflate:  a.opening.Conflate,
 	}
-	c.session = session.New(c, a.dialect, a.opening)
+	c.session = session.New(c, a.opening)
 	sl.connection, sl.encoding = c, c.encoding
 	s.live++
 	s.stats.connections[c.label].Add(1)

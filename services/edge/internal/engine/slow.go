@@ -25,10 +25,23 @@ type slow struct {
 	bytes  int            // of kept
 }
 
+// waiting is what waits for a live client, and since when that is the client's
+// fault: a shard that stood still has to write first.
+func (c *connection) waiting() (bytes int, since time.Time) {
+	if c.market == nil {
+		return 0, time.Time{}
+	}
+	bytes, since = c.transport.backlog()
+	if since.Before(c.shard.resumed) {
+		since = c.shard.resumed
+	}
+	return bytes, since
+}
+
 // lagging is when look has something to do; 0: nothing waits.
 func (c *connection) lagging() int64 {
-	bytes, since := c.transport.backlog()
-	if bytes == 0 || c.market == nil {
+	bytes, since := c.waiting()
+	if bytes == 0 {
 		return 0
 	}
 	after := c.shard.engine.queueAge
@@ -46,8 +59,8 @@ func (c *connection) lookAfter() {
 
 // look judges a client by what waits for it: warn once, then end it.
 func (c *connection) look() {
-	bytes, since := c.transport.backlog()
-	if bytes == 0 || c.market == nil {
+	bytes, since := c.waiting()
+	if bytes == 0 {
 		return
 	}
 	s := c.shard
@@ -100,7 +113,7 @@ func (c *connection) conflating() bool {
 		return false
 	}
 	bytes, since := c.transport.backlog()
-	return bytes > 0 && (c.kept() > 0 || c.shard.now.Sub(since) >= conflateAfter)
+	return c.kept() > 0 || bytes > 0 && c.shard.now.Sub(since) >= conflateAfter
 }
 
 // conflated keeps those events of a round of which the latest is enough, in place
@@ -150,10 +163,27 @@ func (c *connection) relieved() {
 	if bytes, _ := c.transport.backlog(); bytes > 0 {
 		return
 	}
-	var kept []int32
-	for _, event := range c.slow.kept {
-		kept = append(kept, c.shard.event(event))
-	}
+	kept := c.takeKept()
 	c.slow = nil
 	c.shard.pendFirst(c.ref.slot, kept)
+}
+
+// takeKept makes the kept events part of this round.
+func (c *connection) takeKept() (events []int32) {
+	for _, event := range c.slow.kept {
+		events = append(events, c.shard.event(event))
+	}
+	c.slow.latest, c.slow.kept, c.slow.bytes = nil, nil, 0
+	return events
+}
+
+// sendKept sends the kept events, before the answer to a command that may be
+// about their topics.
+func (c *connection) sendKept() {
+	if c.kept() == 0 {
+		return
+	}
+	s := c.shard
+	s.deliver(c.ref.slot)
+	c.carry(s.join(c.encoding, c.takeKept()).data)
 }

@@ -18,7 +18,7 @@ const (
 	// before others get their turn.
 	readPieces = 4
 	// maxLooks is how often a round asks the poller before it goes on.
-	maxLooks = 64
+	maxLooks = 4
 	// lastBuffer is what the kernel may take, whatever the client takes, once a
 	// connection closes: the client is to find its last words when it reads on.
 	lastBuffer = 1 << 20
@@ -68,8 +68,8 @@ func detach(conn *net.TCPConn) (fd int, err error) {
 // start implements transport.
 func (t *socket) start(r ref) {
 	t.slot = r.slot
-	if err := t.shard.poller.add(int(t.fd), r); err != nil {
-		panic("engine: epoll_ctl: " + err.Error()) // out of kernel memory, or a descriptor that is not ours
+	if t.shard.poller.add(int(t.fd), r) != nil { // the system's limit of watches, or of memory
+		_ = unix.Shutdown(int(t.fd), unix.SHUT_RDWR) // the read finds the end
 	}
 	t.direct()
 	t.shard.readLater(r)
@@ -103,7 +103,7 @@ func (t *socket) push(frames []byte) {
 	case t.broken || t.fd < 0:
 		t.shard.counts.discarded += uint64(len(frames))
 	case t.out != nil:
-		t.queue(frames, false)
+		t.queue(frames, 0)
 	default:
 		n := t.write(frames)
 		t.sent(frames, n)
@@ -116,13 +116,14 @@ func (t *socket) sent(frames []byte, n int) {
 	case t.broken:
 		t.shard.counts.discarded += uint64(len(frames) - n)
 	case n < len(frames):
-		t.queue(frames[n:], n > 0)
+		t.queue(frames, n)
 	}
 }
 
-func (t *socket) queue(rest []byte, begun bool) {
-	t.waiting().add(rest, begun, t.shard.now)
-	t.shard.counts.queued += int64(len(rest))
+// queue keeps frames of which the kernel has taken so many bytes.
+func (t *socket) queue(frames []byte, taken int) {
+	t.waiting().add(frames, taken, t.shard.now)
+	t.shard.counts.queued += int64(len(frames) - taken)
 }
 
 // waiting returns the backlog, and makes one if there is none.
@@ -173,7 +174,7 @@ func (t *socket) hasten(frames []byte) {
 		t.out.hasten(frames)
 	default:
 		if n := t.write(frames); n < len(frames) && !t.broken {
-			t.queue(frames[n:], n > 0)
+			t.queue(frames, n)
 		}
 	}
 }
@@ -212,7 +213,9 @@ func (t *socket) close(final []byte) {
 	t.end = t.shard.clock() + int64(closeWait)
 	if t.out != nil {
 		_ = unix.SetsockoptInt(int(t.fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, lastBuffer)
-		_ = unix.SetsockoptInt(int(t.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, lastBuffer)
+		if size, err := unix.GetsockoptInt(int(t.fd), unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && size < lastBuffer {
+			_ = unix.SetsockoptInt(int(t.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, lastBuffer)
+		}
 	}
 	t.push(final)
 	t.in, t.deaf = nil, true
@@ -328,6 +331,9 @@ func (t *socket) read(c *connection, last bool) {
 		t.take(c, t.shard.input[:n])
 		if n < len(t.shard.input) && !last {
 			return
+		}
+		if t.deaf {
+			break
 		}
 	}
 	t.shard.readLater(c.ref)

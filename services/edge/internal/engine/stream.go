@@ -88,7 +88,7 @@ func (t *stream) queueLocked(frames []byte) {
 		t.stats.discarded.Add(uint64(len(frames)))
 		return
 	}
-	t.out.add(frames, false, time.Now())
+	t.out.add(frames, 0, time.Now())
 	t.stats.queued.Add(int64(len(frames)))
 	t.work.Signal()
 }

@@ -51,6 +51,18 @@ func AppendClose(dst []byte, code uint16, text string) []byte {
 	return append(dst, text...)
 }
 
+// Size returns the bytes of the frame of a server that data begins with.
+func Size(data []byte) int {
+	switch n := int(data[1]); n {
+	case 126:
+		return 4 + int(binary.BigEndian.Uint16(data[2:]))
+	case 127:
+		return 10 + int(binary.BigEndian.Uint64(data[2:]))
+	default:
+		return 2 + n
+	}
+}
+
 func appendHeader(dst []byte, opcode ws.OpCode, n int) []byte {
 	dst = append(dst, 0x80|byte(opcode))
 	switch {

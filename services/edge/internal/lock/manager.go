@@ -11,7 +11,7 @@
 // the key by itself. Only GET, SET, PEXPIRE, DEL, EVALSHA, EVAL and PING are
 // needed, neither INFO nor CONFIG.
 //
-// Locks are spread over 64 buckets by user, each a Redis Cluster slot. All locks
+// Locks are spread over 128 buckets by user, each a Redis Cluster slot. All locks
 // of a bucket are refreshed by one script per 100 keys, every 4 s ±20 %.
 // Acquires, and releases when they are first tried, stand in one line for all
 // buckets: what waits there at the same time is sent together, up to 256 in a
@@ -19,7 +19,7 @@
 // lock never has more than one operation in flight.
 //
 // Goroutines: Run is the wheel that wakes buckets and watches deadlines; a
-// bucket with something to do has one goroutine until it is done, at most 64;
+// bucket with something to do has one goroutine until it is done, at most 128;
 // the line has four turns to send, used by a caller or, while more wait, by a
 // goroutine. Under overload callers wait in line until their context ends; only
 // once a request was sent has Redis 1 s to answer. 1024 are in flight at most.
@@ -45,7 +45,7 @@ import (
 )
 
 const (
-	buckets     = 64
+	buckets     = 128
 	scriptKeys  = 100
 	turns       = 4   // pipelines of acquires and releases at a time
 	batchKeys   = 256 // of one of them

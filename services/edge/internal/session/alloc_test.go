@@ -15,7 +15,7 @@ import (
 )
 
 // nobody is a Host that does nothing.
-type nobody struct{}
+type nobody struct{ about }
 
 func (nobody) Send([]byte)                          {}
 func (nobody) Authenticate(string, secret.Secret)   {}
@@ -29,7 +29,7 @@ func (nobody) Stop()                                {}
 func (nobody) Close(uint16, string, dialect.Reason) {}
 
 func liveSession() *Session {
-	s := New(nobody{}, newDialect(cutemarkets.Options{}), withKey)
+	s := newSession(&nobody{}, newDialect(cutemarkets.Options{}), withKey)
 	s.Start(start)
 	s.Authenticated(start, principal.Principal{UserID: "u"}, dialect.OK)
 	s.Acquired(start, dialect.OK)
@@ -72,7 +72,7 @@ func BenchmarkIdle(b *testing.B) {
 		sessions := make([]*Session, items)
 		before := liveHeap()
 		for i := range sessions {
-			s := New(nobody{}, d, withKey)
+			s := newSession(&nobody{}, d, withKey)
 			s.Start(start)
 			s.Authenticated(start, principal.Principal{UserID: "u"}, dialect.OK)
 			s.Acquired(start, dialect.OK)

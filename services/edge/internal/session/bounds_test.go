@@ -19,7 +19,7 @@ func newDialect(o cutemarkets.Options) *cutemarkets.Dialect {
 
 func TestTopicLimit(t *testing.T) {
 	h := &recorder{maxTopics: 2}
-	s := New(h, newDialect(cutemarkets.Options{}), withKey)
+	s := newSession(h, newDialect(cutemarkets.Options{}), withKey)
 	for _, step := range alive() {
 		step.do(&s, start)
 	}
@@ -45,7 +45,7 @@ func TestWaitingMessagesAreBounded(t *testing.T) {
 		for _, opening := range []dialect.Opening{withKey, withoutKey} {
 			t.Run(c.name, func(t *testing.T) {
 				h := &recorder{}
-				s := New(h, newDialect(cutemarkets.Options{InBandAuth: true}), opening)
+				s := newSession(h, newDialect(cutemarkets.Options{InBandAuth: true}), opening)
 				s.Start(start)
 				for range c.fit {
 					s.Message(start, []byte(c.message))
@@ -73,7 +73,7 @@ func (d shared) Policy() dialect.Policy {
 
 func TestSharedDialectTakesNoLock(t *testing.T) {
 	h := &recorder{}
-	s := New(h, shared{newDialect(cutemarkets.Options{})}, withKey)
+	s := newSession(h, shared{newDialect(cutemarkets.Options{})}, withKey)
 	s.Start(start)
 	s.Authenticated(start, principal.Principal{UserID: "u"}, dialect.OK)
 	s.ClientClosed(start, 1000)
@@ -108,7 +108,7 @@ func TestImpossibleInputsPanic(t *testing.T) {
 		"reason without a farewell":      {living, end(dialect.PodDraining)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := New(&recorder{}, newDialect(cutemarkets.Options{InBandAuth: true}), withKey)
+			s := newSession(&recorder{}, newDialect(cutemarkets.Options{InBandAuth: true}), withKey)
 			c.before(&s)
 			defer func() {
 				if recover() == nil {
@@ -121,7 +121,7 @@ func TestImpossibleInputsPanic(t *testing.T) {
 }
 
 func TestCredentialIsNotKept(t *testing.T) {
-	s := New(&recorder{}, newDialect(cutemarkets.Options{}), withKey)
+	s := newSession(&recorder{}, newDialect(cutemarkets.Options{}), withKey)
 	s.Start(start)
 	if s.aside != nil {
 		t.Error("the credential is still there after it was asked for")
@@ -130,7 +130,7 @@ func TestCredentialIsNotKept(t *testing.T) {
 
 // TestSize holds a session to its share of what a connection may cost.
 func TestSize(t *testing.T) {
-	if size := unsafe.Sizeof(Session{}); size > 96 {
+	if size := unsafe.Sizeof(Session{}); size > 64 {
 		t.Errorf("a session has %d bytes, want at most 96", size)
 	}
 }
@@ -138,7 +138,7 @@ func TestSize(t *testing.T) {
 // TestAsideIsFreed lists when a session keeps more than itself.
 func TestAsideIsFreed(t *testing.T) {
 	h := &recorder{}
-	s := New(h, newDialect(cutemarkets.Options{InBandAuth: true}), withKey)
+	s := newSession(h, newDialect(cutemarkets.Options{InBandAuth: true}), withKey)
 	for i, step := range []struct {
 		at   time.Duration
 		do   input

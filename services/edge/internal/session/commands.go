@@ -15,7 +15,7 @@ var commands = sync.Pool{New: func() any { return new(dialect.Command) }}
 // decode reads a message into a lent command.
 func (s *Session) decode(message []byte) *dialect.Command {
 	c := commands.Get().(*dialect.Command)
-	s.dialect.Decode(s.market, message, c)
+	s.host.Dialect().Decode(s.host.Market(), message, c)
 	return c
 }
 
@@ -43,7 +43,7 @@ func (s *Session) first(now time.Time, message []byte) {
 // enqueue keeps a message until the answer it waits for is there.
 func (s *Session) enqueue(now time.Time, message []byte) {
 	a := s.keep()
-	limit := max(maxWaitingBytes, s.dialect.Policy().MaxMessage)
+	limit := max(maxWaitingBytes, s.host.Dialect().Policy().MaxMessage)
 	if len(a.queue) == maxWaiting || a.queued+len(message) > limit {
 		s.End(now, dialect.CommandRate)
 		return
@@ -116,7 +116,7 @@ func (s *Session) changeTopics(c *dialect.Command) {
 			return
 		}
 	}
-	s.host.Send(s.dialect.Reply(c))
+	s.host.Send(s.host.Dialect().Reply(c))
 }
 
 // signin answers a credential of an accepted socket. The socket's own one needs
@@ -129,7 +129,7 @@ func (s *Session) signin(c *dialect.Command) {
 		s.answerSignin(dialect.OK)
 	default:
 		s.checking = true
-		s.host.Authenticate(s.market, c.Credential)
+		s.host.Authenticate(s.host.Market(), c.Credential)
 	}
 }
 
@@ -138,7 +138,7 @@ func (s *Session) answerSignin(r dialect.Reason) {
 	if r != dialect.OK {
 		s.host.Refused(r)
 	}
-	s.host.Send(s.dialect.Signin(r))
+	s.host.Send(s.host.Dialect().Signin(r))
 }
 
 // malformed counts a message that could not be read.

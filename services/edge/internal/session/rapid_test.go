@@ -31,6 +31,7 @@ const (
 // model is a Host that checks the order of the calls and keeps what an engine
 // would know.
 type model struct {
+	about
 	t       *rapid.T
 	s       *Session
 	now     time.Time
@@ -268,7 +269,7 @@ func TestRapid(t *testing.T) {
 			opening.Credential = secret.New("cm_a1")
 			m.asking = append(m.asking, "auth") // the handshake's key is answered like a message
 		}
-		session := New(m, d, opening)
+		session := newSession(m, d, opening)
 		m.s = &session
 		m.fragile = rapid.SampledFrom([]int{0, 0, 0, 0, 1, 2}).Draw(t, "fragile")
 		m.s.Start(m.now)

@@ -30,6 +30,9 @@ const (
 // session's methods, on the shard's goroutine; none blocks. A Host may give an
 // answer, End or Gone from inside a call.
 type Host interface {
+	// Dialect and Market are those of the socket; they never change.
+	Dialect() dialect.Dialect
+	Market() string
 	// Send queues one text message behind what was sent before. The message is
 	// immutable and may be kept.
 	Send(message []byte)
@@ -80,9 +83,7 @@ const (
 // after Start.
 type Session struct {
 	// Static after construction.
-	host    Host
-	dialect dialect.Dialect
-	market  string
+	host Host
 
 	// Owned by the shard.
 	user       string        // never changes once set
@@ -120,8 +121,8 @@ var (
 )
 
 // New makes the session of a socket whose upgrade has been answered.
-func New(host Host, d dialect.Dialect, o dialect.Opening) Session {
-	return Session{host: host, dialect: d, market: o.Market, aside: &aside{credential: o.Credential, refuse: o.Refuse}}
+func New(host Host, o dialect.Opening) Session {
+	return Session{host: host, aside: &aside{credential: o.Credential, refuse: o.Refuse}}
 }
 
 // Start is the first input.
@@ -132,13 +133,13 @@ func (s *Session) Start(now time.Time) {
 	opening := s.aside
 	s.aside = nil
 	s.state = waiting
-	s.host.Send(s.dialect.Greeting())
+	s.host.Send(s.host.Dialect().Greeting())
 	switch {
 	case s.state != waiting:
 	case opening.refuse != dialect.OK:
 		s.End(now, opening.refuse)
 	case opening.credential.Empty():
-		s.expect(now, s.dialect.Policy().CredentialWait)
+		s.expect(now, s.host.Dialect().Policy().CredentialWait)
 	default:
 		s.authenticate(opening.credential)
 	}
@@ -213,7 +214,7 @@ func (s *Session) End(now time.Time, r dialect.Reason) {
 	if s.ending() {
 		return
 	}
-	s.finish(now, r, s.dialect.Bye(r))
+	s.finish(now, r, s.host.Dialect().Bye(r))
 }
 
 // ClientClosed tells of a close frame of the client with its code (1005: none),
@@ -264,7 +265,7 @@ func (s *Session) authenticate(credential secret.Secret) {
 	s.state = authenticating
 	s.deadline = 0
 	s.accepted = fingerprint(credential)
-	s.host.Authenticate(s.market, credential)
+	s.host.Authenticate(s.host.Market(), credential)
 }
 
 // accept goes on with a good first credential.
@@ -277,7 +278,7 @@ func (s *Session) accept(now time.Time, p principal.Principal) {
 	if !p.Expires.IsZero() {
 		s.deadline = p.Expires.Sub(origin)
 	}
-	if !s.dialect.Policy().Exclusive {
+	if !s.host.Dialect().Policy().Exclusive {
 		s.welcome(now)
 		return
 	}
@@ -290,12 +291,12 @@ func (s *Session) accept(now time.Time, p principal.Principal) {
 // before all data.
 func (s *Session) welcome(now time.Time) {
 	s.state = live
-	s.host.Send(s.dialect.Welcome())
+	s.host.Send(s.host.Dialect().Welcome())
 	if s.state != live {
 		return
 	}
 	s.delivering = true
-	s.host.Live(s.market)
+	s.host.Live(s.host.Market())
 	s.carryOutQueue(now)
 }
 

@@ -16,8 +16,27 @@ import (
 
 var start = time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC)
 
+// about is what a host knows of its socket.
+type about struct {
+	dialect dialect.Dialect
+	market  string
+}
+
+func (a *about) Dialect() dialect.Dialect                  { return a.dialect }
+func (a *about) Market() string                            { return a.market }
+func (a *about) tell(d dialect.Dialect, o dialect.Opening) { a.dialect, a.market = d, o.Market }
+
+func newSession(h interface {
+	Host
+	tell(d dialect.Dialect, o dialect.Opening)
+}, d dialect.Dialect, o dialect.Opening) Session {
+	h.tell(d, o)
+	return New(h, o)
+}
+
 // recorder is a Host that writes down what it is asked for.
 type recorder struct {
+	about
 	calls     []string
 	maxTopics int // 0: no limit
 	topics    map[string]bool
@@ -343,7 +362,7 @@ func TestScripts(t *testing.T) {
 	for _, script := range scripts {
 		t.Run(script.name, func(t *testing.T) {
 			h := &recorder{}
-			s := New(h, cutemarkets.New(cutemarkets.Options{Markets: []string{"stocks", "options"}, InBandAuth: true}), script.opening)
+			s := newSession(h, cutemarkets.New(cutemarkets.Options{Markets: []string{"stocks", "options"}, InBandAuth: true}), script.opening)
 			for i, step := range script.steps {
 				h.calls = nil
 				step.do(&s, start.Add(step.at))

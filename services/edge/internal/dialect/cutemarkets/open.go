@@ -28,9 +28,11 @@ func (d *Dialect) Open(r *http.Request) dialect.Opening {
 	if _, ok := markets[name]; !ok {
 		return dialect.Opening{Refuse: dialect.MarketUnsupported}
 	}
-	if !slices.Contains(d.configured, name) {
+	at := slices.Index(d.configured, name)
+	if at < 0 {
 		return dialect.Opening{Refuse: dialect.StreamNotConfigured}
 	}
+	name = d.configured[at] // lets go of the request, which may have the key in it
 	credential, refuse := presented(r)
 	if refuse == dialect.OK && credential == "" && !d.inBandAuth {
 		refuse = dialect.CredentialMissing
@@ -38,7 +40,7 @@ func (d *Dialect) Open(r *http.Request) dialect.Opening {
 	if refuse != dialect.OK {
 		return dialect.Opening{Refuse: refuse}
 	}
-	// The clone lets go of the request the key is a part of.
+	// So does the clone.
 	return dialect.Opening{
 		Market: name, Credential: secret.New(strings.Clone(credential)),
 		Conflate: slices.Contains(r.URL.Query()["conflate"], "quotes"),
