@@ -27,8 +27,8 @@ func TestSDKRules(t *testing.T) {
 	c := startCluster(t, cluster.Options{
 		Redis: address, Edges: 6, Rate: 8000, LogLevel: "info",
 		Args: map[string][]string{
-			"edge-2": {"--queue-bytes=33554432"},
-			"edge-3": {"--queue-bytes=33554432"},
+			"edge-2": {"--queue-bytes=33554432", "--queue-age=1m"},
+			"edge-3": {"--queue-bytes=33554432", "--queue-age=1m"},
 			"edge-4": {"--handshake-rate-per-ip=1", "--handshake-burst-per-ip=5"},
 		},
 	})

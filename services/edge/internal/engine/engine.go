@@ -12,8 +12,8 @@
 // clients and answers, one for the feed, so that neither can starve the other.
 //
 // Goroutines: one per shard, and one that sleeps on its poller; a reader and a
-// writer per portable connection; one per call of the backend, which
-// MaxHandshakes bounds.
+// writer per portable connection; one per connection that asks the backend or
+// waits for its turn to, of which MaxHandshakes bounds those that do.
 //
 // Under overload: a full inbox of the feed makes the feed wait; a client that
 // takes too little is warned, conflated if it asked for that, and ended with
