@@ -150,6 +150,7 @@ type witness struct {
 	notes *checker.Client
 
 	mu       sync.Mutex
+	begun    bool          // all its topics are served: from now on each event counts
 	changed  chan struct{} // closed at the next frame
 	events   int
 	marks    int
@@ -204,7 +205,9 @@ func (w *witness) frame(frame []byte) error {
 	defer w.mu.Unlock()
 	err := splitFrame(frame, func(raw []byte) error {
 		if !bytes.HasPrefix(raw, statusHead) {
-			w.notes.Event(raw)
+			if w.begun {
+				w.notes.Event(raw)
+			}
 			w.events++
 			w.kinds[kindOf(raw)]++
 			if bytes.HasPrefix(raw, markHead) {
@@ -352,6 +355,7 @@ func (ws *witnesses) begin(market string) {
 	for _, w := range ws.of(market) {
 		w.mu.Lock()
 		before := w.marks
+		w.begun = true
 		w.mu.Unlock()
 		eventually(w.t, "events reach "+w.name, func() bool {
 			ws.stage.order("fault/huge?market=%s&size=100", market)
