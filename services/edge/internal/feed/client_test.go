@@ -280,9 +280,7 @@ func TestSilentStream(t *testing.T) {
 	if n := c.markets["stocks"].stats.endings[endingSilent].Load(); n != 1 {
 		t.Fatalf("%d silent streams counted", n)
 	}
-	for c.Status("stocks").Live { // it is told just after the sink
-		time.Sleep(time.Millisecond)
-	}
+	waitFor(t, func() bool { return !c.Status("stocks").Live }) // it is told just after the sink
 	if st := c.Status("stocks"); st.Lag < grace {
 		t.Fatalf("Status = %+v", st)
 	}

@@ -76,21 +76,7 @@ func deflateRows() []row {
 
 func TestParserFollowsTheRFCOfDeflate(t *testing.T) {
 	t.Parallel()
-	for _, r := range append(deflateRows(), rows()...) { // what is not compressed is as without
-		t.Run(r.name, func(t *testing.T) {
-			t.Parallel()
-			if got := feedDeflate(r.stream); got != r.want {
-				t.Errorf("at once: got %.200q, want %.200q", got, r.want)
-			}
-			ones := make([]int, len(r.stream))
-			for i := range ones {
-				ones[i] = 1
-			}
-			if got := feedDeflate(r.stream, ones...); got != r.want {
-				t.Errorf("byte by byte: got %.200q, want %.200q", got, r.want)
-			}
-		})
-	}
+	follow(t, append(deflateRows(), rows()...), feedDeflate) // what is not compressed is as without
 }
 
 func TestCompressedIsAViolationUnlessNegotiated(t *testing.T) {

@@ -226,7 +226,13 @@ func utf8Rows() map[string]bool {
 
 func TestParserFollowsTheRFC(t *testing.T) {
 	t.Parallel()
-	for _, r := range rows() {
+	follow(t, rows(), feed)
+}
+
+// follow feeds each row to a parser at once, and byte by byte.
+func follow(t *testing.T, rows []row, feed func(stream []byte, sizes ...int) string) {
+	t.Helper()
+	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()
 			if got := feed(r.stream); got != r.want {
