@@ -50,7 +50,7 @@ func (b *backlog) add(frames []byte, taken int, now time.Time) {
 	for len(rest) > 0 {
 		last := len(b.pieces) - 1
 		if last < 0 || len(b.pieces[last].data) == cap(b.pieces[last].data) {
-			b.pieces = append(b.pieces, getBuffer(min(max(len(rest), b.size/2, smallBuffer), largeBuffer)))
+			b.pieces = append(b.pieces, getBuffer(max(len(rest), b.size/2)))
 			last++
 		}
 		piece := b.pieces[last]

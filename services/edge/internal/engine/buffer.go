@@ -8,37 +8,34 @@ const (
 	smallBuffer = 512
 	chunkBuffer = 8 << 10
 	largeBuffer = 64 << 10
-	frameBuffer = maxFrame + 1<<10
 )
 
-var bufferSizes = [...]int{smallBuffer, chunkBuffer, largeBuffer, frameBuffer}
+var bufferSizes = [...]int{smallBuffer, chunkBuffer, largeBuffer}
 
 var bufferPools [len(bufferSizes)]sync.Pool
 
 // buffer is a piece of a queue.
 type buffer struct{ data []byte }
 
-// getBuffer returns an empty buffer with room for n bytes.
+// getBuffer returns an empty buffer with room for n bytes, or for largeBuffer if
+// that is less.
 func getBuffer(n int) *buffer {
-	for i, size := range bufferSizes {
-		if n > size {
-			continue
-		}
-		if b, ok := bufferPools[i].Get().(*buffer); ok {
-			return b
-		}
-		return &buffer{data: make([]byte, 0, size)}
+	kind := 0
+	for kind < len(bufferSizes)-1 && n > bufferSizes[kind] {
+		kind++
 	}
-	return &buffer{data: make([]byte, 0, n)}
+	if b, ok := bufferPools[kind].Get().(*buffer); ok {
+		return b
+	}
+	return &buffer{data: make([]byte, 0, bufferSizes[kind])}
 }
 
-// release gives a buffer back to its pool. One of an odd size is left to the
-// garbage collector.
+// release gives a buffer back to its pool.
 func (b *buffer) release() {
-	for i, size := range bufferSizes {
+	for kind, size := range bufferSizes {
 		if cap(b.data) == size {
 			b.data = b.data[:0]
-			bufferPools[i].Put(b)
+			bufferPools[kind].Put(b) // it is another's from here on
 			return
 		}
 	}

@@ -298,8 +298,9 @@ func (s *shard) deliver(slot int32) bool {
 	return !direct || !s.written(sl, j.data)
 }
 
-// carry gives frames to the transport and reports whether it took them. When they do not fit, the client is too
-// slow, and its session is told after the input at hand.
+// carry gives frames to the transport and reports whether it took them. When they
+// do not fit, the client is too slow, and its session is told after the input at
+// hand.
 func (c *connection) carry(frames []byte) bool {
 	if c.overflow || !c.transport.send(frames) {
 		c.overflow = true

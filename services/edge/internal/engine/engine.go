@@ -149,6 +149,11 @@ func New(c Config) (*Engine, error) {
 	if c.Shards > maxShards {
 		return nil, fmt.Errorf("engine: %d shards, want at most %d", c.Shards, maxShards)
 	}
+	switch c.Kind {
+	case Auto, Epoll, Portable:
+	default:
+		return nil, fmt.Errorf("engine: no kind %q: want auto, epoll or portable", c.Kind)
+	}
 	if c.Kind == Epoll && !rawSockets {
 		return nil, errors.New("engine: epoll is there on Linux only: use portable or auto")
 	}
@@ -177,15 +182,25 @@ func New(c Config) (*Engine, error) {
 	for i := range c.Shards {
 		s := newShard(e, i, names, c.Markets)
 		if err := s.open(c.Kind != Portable); err != nil {
-			return nil, fmt.Errorf("engine: %w", err)
+			return nil, errors.Join(fmt.Errorf("engine: %w", err), e.abandon())
 		}
 		e.shards = append(e.shards, s)
 	}
 	var err error
 	if e.metrics, err = newMetrics(c.Meter, e, names); err != nil {
-		return nil, fmt.Errorf("engine: metrics: %w", err)
+		return nil, errors.Join(fmt.Errorf("engine: metrics: %w", err), e.abandon())
 	}
 	return e, nil
+}
+
+// abandon gives up the shards of an engine that will never run.
+func (e *Engine) abandon() (err error) {
+	for _, s := range e.shards {
+		if s.poller != nil {
+			err = errors.Join(err, s.poller.close())
+		}
+	}
+	return err
 }
 
 // Run carries the connections until ctx is done; then it ends those that are
@@ -214,8 +229,8 @@ func (e *Engine) Run(ctx context.Context) error {
 // Attach hands over a connection whose upgrade has been answered, and the
 // bytes the client sent right behind its request; both are the engine's from
 // then on. client is its address, for Config.Refused; deflate: permessage-deflate
-// was negotiated. It reports false when the
-// engine drains or is full: the connection then stays the caller's.
+// was negotiated. It reports false when the engine drains or is full: the
+// connection then stays the caller's.
 func (e *Engine) Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialect.Opening, client netip.Addr, deflate bool) bool {
 	if e.connections.Add(1) > e.maxSockets || e.draining.Load() {
 		e.leave()

@@ -290,6 +290,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"no connections": func(c *Config) { c.MaxConnections = 0 },
 		"small queue":    func(c *Config) { c.QueueBytes = MinQueueBytes - 1 },
 		"negative":       func(c *Config) { c.UpstreamGrace = -1 },
+		"unknown kind":   func(c *Config) { c.Kind = "kqueue" },
 		"many shards":    func(c *Config) { c.Shards = maxShards + 1 },
 	} {
 		c := good()

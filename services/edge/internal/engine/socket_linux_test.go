@@ -71,7 +71,7 @@ func TestHotPathsOfASocketAllocateNothing(t *testing.T) {
 	for name, path := range map[string]func(){
 		"read":  func() { socket.take(c, append(in[:0], ping...)) },
 		"pong":  func() { socket.pong(ping[:4]) },
-		"frame": func() { parse(t, socket, append(in[:0], command...)) },
+		"frame": func() { parse(t, append(in[:0], command...)) },
 		"route": func() {
 			b.shard.feed.post(input{kind: inputBatch, size: len(batch.Payload), body: batch}, nil)
 			<-b.shard.wake
@@ -96,10 +96,11 @@ func TestHotPathsOfASocketAllocateNothing(t *testing.T) {
 	}
 }
 
-// parse reads a command as far as its frame.
-func parse(t *testing.T, s *socket, in []byte) {
+// parse reads a command as far as its frame: what a session makes of it is measured
+// there.
+func parse(t *testing.T, in []byte) {
 	parser := frame.NewParser(1000)
-	if event, _, err := parser.Next(in); err != nil || event.Kind != frame.Text || s.deaf {
+	if event, _, err := parser.Next(in); err != nil || event.Kind != frame.Text {
 		t.Fatal("no message")
 	}
 }
