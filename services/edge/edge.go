@@ -108,7 +108,7 @@ func (s *Service) build() (err error) {
 	if s.redis, err = lock.NewClient(o.Redis, o.EdgeID); err != nil {
 		return err
 	}
-	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Lost: s.lockLost}, s.redis, t.Meter("lock"), t.Logger); err != nil {
+	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Lost: s.lockLost, Released: s.lockReleased}, s.redis, t.Meter("lock"), t.Logger); err != nil {
 		return err
 	}
 	s.feed, err = feed.New(feed.Config{Target: o.FanoutAddress, Markets: o.Markets, EdgeID: o.EdgeID, TLS: o.FanoutTLS}, t)
@@ -140,9 +140,10 @@ func (s *Service) build() (err error) {
 	return err
 }
 
-// lockLost is called by the locks, which exist before the engine but hold nothing
-// until it asks.
+// lockLost and lockReleased are called by the locks, which exist before the engine
+// but hold nothing until it asks.
 func (s *Service) lockLost(owner uint64, r dialect.Reason) { s.engine.Lost(engine.Owner(owner), r) }
+func (s *Service) lockReleased(owner uint64)               { s.engine.Released(engine.Owner(owner)) }
 
 func (s *Service) statusPage(authenticator *authn.Authenticator) *status.Handler {
 	live := func(market string) func() bool {

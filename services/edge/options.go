@@ -24,7 +24,7 @@ type Options struct {
 	MaxConnections int           `name:"max-connections" default:"0" help:"Sockets of this edge; further ones get 503. 0: nine tenths of the open files that the system allows."`
 	MaxTopics      int           `name:"max-topics" default:"1000" help:"Topics of one socket."`
 	Engine         string        `name:"engine" default:"auto" enum:"auto,epoll,portable" help:"How client sockets are carried: epoll (event loops; Linux, without TLS here), portable (goroutines), or auto: epoll where it can be."`
-	QueueBytes     int           `name:"queue-bytes" default:"1048576" help:"Bytes that may wait for one slow client; at half of it the client is warned, beyond it closed with 1008."`
+	QueueBytes     int           `name:"queue-bytes" default:"262144" help:"Bytes that may wait for one slow client; at half of it the client is warned, beyond it closed with 1008."`
 	QueueAge       time.Duration `name:"queue-age" default:"5s" help:"How long the oldest of these bytes may wait; after 1s the client is warned, after this closed with 1008."`
 	UpstreamGrace  time.Duration `name:"upstream-grace" default:"0s" help:"Close sockets (1011) of a market whose upstream has been gone for longer. 0: never; clients are told of the gap."`
 	DrainWindow    time.Duration `name:"drain-window" default:"10s" help:"Time over which the closes (1012) are spread when the edge stops."`

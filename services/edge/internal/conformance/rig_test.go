@@ -94,20 +94,23 @@ func (echo) Bye(r dialect.Reason) dialect.Bye {
 }
 
 // everyone lets every client in.
-type everyone struct{}
+type everyone struct{ engine *engine.Engine }
 
-func (everyone) Authenticate(context.Context, string, secret.Secret) (principal.Principal, dialect.Reason) {
+func (*everyone) Authenticate(context.Context, string, secret.Secret) (principal.Principal, dialect.Reason) {
 	return principal.Principal{UserID: "u"}, dialect.OK
 }
 
-func (everyone) Acquire(context.Context, principal.Principal, engine.Owner) (engine.Lock, dialect.Reason) {
-	return unlocked{}, dialect.OK
+func (e *everyone) Acquire(_ context.Context, _ principal.Principal, o engine.Owner) (engine.Lock, dialect.Reason) {
+	return lock{e.engine, o}, dialect.OK
 }
 
-// unlocked is a lock that nobody else wants.
-type unlocked struct{}
+// lock is a lock that nobody else wants.
+type lock struct {
+	engine *engine.Engine
+	owner  engine.Owner
+}
 
-func (unlocked) Release(context.Context) {}
+func (l lock) Release() { l.engine.Released(l.owner) }
 
 // topics gives each topic an id of its own.
 type topics struct{ given atomic.Uint32 }
@@ -117,9 +120,10 @@ func (*topics) Release(uint32)          {}
 
 func newEngine(t testing.TB, choose func(c *engine.Config)) *engine.Engine {
 	t.Helper()
+	backend := new(everyone)
 	c := engine.Config{
 		Markets:        map[string]engine.Interest{"stocks": &topics{}},
-		Backend:        everyone{},
+		Backend:        backend,
 		Meter:          metricnoop.NewMeterProvider().Meter(""),
 		Logger:         slog.New(slog.DiscardHandler),
 		Shards:         2,
@@ -130,6 +134,7 @@ func newEngine(t testing.TB, choose func(c *engine.Config)) *engine.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	backend.engine = e
 	return e
 }
 

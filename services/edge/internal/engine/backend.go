@@ -16,7 +16,6 @@ import (
 const (
 	authenticateWait = 2 * time.Second
 	acquireWait      = 2 * time.Second
-	releaseWait      = 500 * time.Millisecond
 	turnWait         = 20 * time.Second
 )
 
@@ -34,8 +33,9 @@ type Backend interface {
 
 // Lock is a lock that is held.
 type Lock interface {
-	// Release gives it back and waits for that until ctx ends.
-	Release(ctx context.Context)
+	// Release gives it back; Engine.Released is then called with its owner, maybe
+	// before Release returns. It does not block, and is called once.
+	Release()
 }
 
 // Owner names the connection that asked for a lock.
@@ -79,7 +79,7 @@ func (c *connection) charge(r dialect.Reason) {
 // of its kind comes, and posts the answer.
 func (e *Engine) call(c *connection, turns chan struct{}, wait time.Duration, run func(ctx context.Context, turn bool) input) {
 	ctx, cancel := context.WithCancel(context.Background())
-	c.cancel = cancel
+	c.keep().cancel = cancel
 	clients, r := c.shard.clients, c.ref
 	e.calls.Add(1)
 	lifecycle.Go("engine call", func() {
@@ -88,7 +88,7 @@ func (e *Engine) call(c *connection, turns chan struct{}, wait time.Duration, ru
 		in := takeTurn(ctx, turns, wait, run)
 		in.ref = r
 		if lock, ok := in.body.(Lock); !clients.force(in) && ok {
-			e.giveBack(lock) //nolint:contextcheck // a release never depends on a request
+			lock.Release()
 		}
 	})
 }
@@ -131,21 +131,4 @@ func (e *Engine) acquire(c *connection, p principal.Principal) {
 		}
 		return input{kind: inputAcquired, body: lock}
 	})
-}
-
-// release gives a lock back. It waits for nobody's turn, and for no request:
-// what has been taken is always given back.
-func (e *Engine) release(s *shard, r ref, lock Lock) {
-	e.calls.Add(1)
-	lifecycle.Go("engine release", func() {
-		defer e.calls.Done()
-		e.giveBack(lock)
-		s.clients.force(input{kind: inputReleased, ref: r})
-	})
-}
-
-func (e *Engine) giveBack(lock Lock) {
-	ctx, cancel := context.WithTimeout(context.Background(), releaseWait)
-	defer cancel()
-	lock.Release(ctx)
 }

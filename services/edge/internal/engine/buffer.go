@@ -6,8 +6,8 @@ import "sync"
 // memory for a long one.
 const (
 	smallBuffer = 512
-	chunkBuffer = 8 << 10
-	largeBuffer = 64 << 10
+	chunkBuffer = 4 << 10
+	largeBuffer = 16 << 10
 )
 
 var bufferSizes = [...]int{smallBuffer, chunkBuffer, largeBuffer}

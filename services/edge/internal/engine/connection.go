@@ -18,41 +18,74 @@ import (
 // shard's clock, which is never zero.
 type connection struct {
 	// Static after construction.
-	shard     *shard
-	ref       ref
-	transport transport
-	encoding  *encoding
-	from      [16]byte // address of the client
-	opened    int64
+	shard    *shard
+	ref      ref
+	carrier  *carrier // nil: the raw socket; as most have none, it takes one word
+	from     [16]byte // address of the client
+	opened   uint32   // ticks of the shard's clock, modulo 2^32
+	label    uint8    // index of the market; one past the last: none
+	conflate bool     // the client wants the latest quotes rather than all
 
-	// The market.
-	market *market        // nil: not live
-	topics []subscription // by topic slot
-
-	// Time.
-	heard    int64 // the last word of the client, or the ping that waits for one
-	drainAt  int64 // 0: not draining
-	commands allowance
-	controls allowance
-	timer    int32 // place in the heap; -1: none
-
-	// Flags and small numbers; their owners are those of the fields around them.
-	label    uint8     // market of the counters; static
-	conflate bool      // the client wants the latest quotes rather than all; static
+	live     bool      // it gets the events of its market
 	pinged   bool      // a ping waits for a word of the client
 	overflow bool      // the send queue was full; the session is to be told
 	closed   bool      // Close was called
 	lock     lockState // of the backend
+	broken   bool      // nothing can be written any more
+	shut     bool      // all has been written, after Close
+	deaf     bool      // nothing more of the client counts
+	ended    bool      // the client's side has ended
 
-	// Sending.
-	slow *slow // nil: it keeps up
+	// The raw socket.
+	fd  int32    // -1: closed
+	out *backlog // nil: nothing waits
 
-	// Calls of the backend.
-	held   Lock
-	cancel context.CancelFunc // of the call in flight; nil: none
-
-	session session.Session
+	topics   []subscription // by topic slot
+	heard    int64          // the last word of the client, or the ping that waits for one; closed: when closing is over
+	commands allowance
+	controls allowance
+	held     Lock
+	aside    *aside // nil: none of it is needed
+	session  session.Session
 }
+
+// aside is what a connection needs for some time only.
+type aside struct {
+	cancel  context.CancelFunc // of the call of the backend in flight; nil: none
+	in      *inbound           // of the raw socket; nil: no message has begun
+	slow    *slow              // nil: it keeps up
+	drainAt int64              // 0: not draining
+}
+
+// inbound is a message that has begun.
+type inbound struct {
+	early   []byte // sent right behind the request, still to be parsed
+	parser  frame.Parser
+	pending uint32 // of the parser, when the time began
+	until   int64  // ns of the shard's clock
+}
+
+// meanwhile is what of its aside a connection has now, to be read.
+func (c *connection) meanwhile() aside {
+	if c.aside == nil {
+		return aside{}
+	}
+	return *c.aside
+}
+
+// keep returns the connection's aside, to put something there.
+func (c *connection) keep() *aside {
+	if c.aside == nil {
+		c.aside = new(aside)
+	}
+	return c.aside
+}
+
+// encoding is how it gets its events.
+func (c *connection) encoding() *encoding { return c.shard.slots[c.ref.slot].encoding }
+
+// market is the market whose events it gets, once it is live.
+func (c *connection) market() *market { return c.shard.markets[c.label] }
 
 // subscription is a topic of a connection and the place the connection has
 // among the topic's subscribers.
@@ -68,7 +101,7 @@ func (c *connection) hears(event frame.Event) {
 		c.message(event)
 	case frame.Ping:
 		if c.control() {
-			c.transport.pong(event.Payload)
+			c.transport().pong(event.Payload)
 		}
 	case frame.Pong:
 		c.control()
@@ -89,11 +122,11 @@ func violation(err error) dialect.Reason {
 func (c *connection) message(event frame.Event) {
 	c.hear()
 	c.shard.counts.received++
-	if !c.commands.take(time.Duration(c.shard.clock()), c.encoding.interval, c.encoding.policy.CommandBurst) {
+	if !c.commands.take(time.Duration(c.shard.clock()), c.encoding().interval, c.encoding().policy.CommandBurst) {
 		c.session.End(c.shard.now, dialect.CommandRate)
 		return
 	}
-	text, err := frame.Inflated(event, c.encoding.policy.MaxMessage, &c.shard.inflated)
+	text, err := frame.Inflated(event, c.encoding().policy.MaxMessage, &c.shard.inflated)
 	if err != nil {
 		c.session.End(c.shard.now, violation(err))
 		return
@@ -123,15 +156,18 @@ func (c *connection) settle() {
 		c.tooSlow()
 	}
 	s := c.shard
-	at := s.since(c.transport.deadline())
+	at := s.since(c.transport().deadline())
 	if !c.closed {
 		at = earlier(at, c.liveness())
-		at = earlier(at, c.drainAt)
+		at = earlier(at, c.meanwhile().drainAt)
 		at = earlier(at, s.since(c.session.Deadline()))
 		at = earlier(at, c.lagging())
 	}
 	if at != 0 {
-		s.timers.set(c, at)
+		s.timers.set(c.ref.slot, at, s.clock())
+	}
+	if a := c.aside; a != nil && a.cancel == nil && a.in == nil && a.slow == nil && a.drainAt == 0 {
+		c.aside = nil
 	}
 }
 
@@ -146,25 +182,25 @@ func (c *connection) liveness() int64 {
 // wakeUp does what is due.
 func (c *connection) wakeUp() {
 	now, clock := c.shard.now, c.shard.clock()
-	if at := c.transport.deadline(); !at.IsZero() && !now.Before(at) {
-		c.transport.expire(c)
+	if at := c.transport().deadline(); !at.IsZero() && !now.Before(at) {
+		c.transport().expire(c)
 	}
 	if !c.closed {
 		if at := c.session.Deadline(); !at.IsZero() && !now.Before(at) {
 			c.session.Tick(now)
 		}
 	}
-	if !c.closed && c.drainAt != 0 && clock >= c.drainAt {
-		c.drainAt = 0
+	if at := c.meanwhile().drainAt; !c.closed && at != 0 && clock >= at {
+		c.aside.drainAt = 0
 		c.session.End(now, dialect.Draining)
 	}
 	if !c.closed && clock >= c.liveness() {
 		if c.pinged {
-			c.session.End(now, dialect.PongTimeout)
 			c.hear()
+			c.session.End(now, dialect.PongTimeout)
 		} else {
 			c.heard, c.pinged = clock, true
-			c.transport.hasten(pingFrame)
+			c.transport().hasten(pingFrame)
 		}
 	}
 	if !c.closed {
@@ -176,7 +212,7 @@ func (c *connection) wakeUp() {
 var pingFrame = frame.AppendPing(nil)
 
 // Dialect implements session.Host.
-func (c *connection) Dialect() dialect.Dialect { return c.encoding.dialect }
+func (c *connection) Dialect() dialect.Dialect { return c.encoding().dialect }
 
 // Market implements session.Host.
 func (c *connection) Market() string {
@@ -227,7 +263,7 @@ func (c *connection) acquired(lock Lock, r dialect.Reason) {
 		c.session.Acquired(c.shard.now, r)
 	case lock != nil: // given up meanwhile
 		c.lock = lockNone
-		c.shard.engine.release(c.shard, c.ref, lock)
+		lock.Release()
 	default:
 		c.lock = lockNone
 		c.session.Released(c.shard.now)
@@ -236,9 +272,9 @@ func (c *connection) acquired(lock Lock, r dialect.Reason) {
 
 // answered notes that no call of the backend is in flight.
 func (c *connection) answered() {
-	if c.cancel != nil {
-		c.cancel()
-		c.cancel = nil
+	if cancel := c.meanwhile().cancel; cancel != nil {
+		cancel()
+		c.aside.cancel = nil
 	}
 }
 
@@ -247,11 +283,12 @@ func (c *connection) Release() {
 	switch c.lock {
 	case lockHeld:
 		c.lock = lockNone
-		c.shard.engine.release(c.shard, c.ref, c.held)
+		held := c.held
 		c.held = nil
+		held.Release()
 	case lockAsked: // the answer says whether there is one to give back
 		c.lock = lockGivenUp
-		c.cancel()
+		c.aside.cancel()
 	default:
 		c.session.Released(c.shard.now)
 	}
@@ -259,17 +296,16 @@ func (c *connection) Release() {
 
 // Live implements session.Host.
 func (c *connection) Live(market string) {
-	i, ok := c.shard.engine.markets[market]
-	if !ok {
-		panic("engine: live on a market the edge does not have")
+	if market == "" || market != c.Market() {
+		panic("engine: live on a market that is not the connection's")
 	}
-	c.market = c.shard.markets[i]
-	c.market.join(c)
+	c.live = true
+	c.market().join(c)
 }
 
 // Subscribe implements session.Host.
 func (c *connection) Subscribe(topic string) bool {
-	m := c.market
+	m := c.market()
 	slot, known := m.slots[topic]
 	at := 0
 	if known {
@@ -278,7 +314,7 @@ func (c *connection) Subscribe(topic string) bool {
 			return true
 		}
 	}
-	if len(c.topics) >= c.encoding.policy.MaxTopics {
+	if len(c.topics) >= c.encoding().policy.MaxTopics {
 		return false
 	}
 	if !known {
@@ -299,9 +335,9 @@ func (c *connection) Subscribe(topic string) bool {
 // Unsubscribe implements session.Host.
 func (c *connection) Unsubscribe(topic string) {
 	c.sendKept()
-	if slot, ok := c.market.slots[topic]; ok {
+	if slot, ok := c.market().slots[topic]; ok {
 		if at, have := c.find(slot); have {
-			c.market.leave(c.topics[at])
+			c.market().leave(c.topics[at])
 			c.topics = slices.Delete(c.topics, at, at+1)
 		}
 	}
@@ -316,11 +352,13 @@ func (c *connection) find(slot int32) (int, bool) {
 func (c *connection) Stop() {
 	c.shard.deliver(c.ref.slot)
 	for _, s := range c.topics {
-		c.market.leave(s)
+		c.market().leave(s)
 	}
 	c.topics = nil
-	c.market = nil
-	c.slow = nil
+	c.live = false
+	if c.aside != nil {
+		c.aside.slow = nil
+	}
 }
 
 // Close implements session.Host.
@@ -332,9 +370,9 @@ func (c *connection) Close(code uint16, text string, r dialect.Reason) {
 		closing = s.small
 	}
 	c.closed = true
-	c.transport.close(closing)
+	c.transport().close(closing)
 	c.answered()
 	c.charge(r)
 	s.stats.closes[r].Add(1)
-	s.engine.metrics.closed(time.Duration(s.clock() - c.opened))
+	s.engine.metrics.closed(time.Duration(uint32(s.clock()/tick)-c.opened) * time.Duration(tick))
 }

@@ -13,7 +13,7 @@ import (
 const (
 	// maxFrame is the largest payload of a frame that joins events. An event
 	// that is larger alone goes alone.
-	maxFrame = 256 << 10
+	maxFrame = 64 << 10
 	// maxMessage is the largest message ever sent: vendor client libraries
 	// refuse more than 1 MB.
 	maxMessage = 1_000_000
@@ -302,7 +302,7 @@ func (s *shard) deliver(slot int32) bool {
 // do not fit, the client is too slow, and its session is told after the input at
 // hand.
 func (c *connection) carry(frames []byte) bool {
-	if c.overflow || !c.transport.send(frames) {
+	if c.overflow || !c.transport().send(frames) {
 		c.overflow = true
 		c.shard.counts.discarded += uint64(len(frames))
 	}

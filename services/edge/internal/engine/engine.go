@@ -53,7 +53,7 @@ type Interest interface {
 // Defaults of Config.
 const (
 	DefaultMaxHandshakes = 1000
-	DefaultQueueBytes    = 1 << 20
+	DefaultQueueBytes    = 256 << 10
 	DefaultQueueAge      = 5 * time.Second
 	// MinQueueBytes has room for two of the largest joined frames.
 	MinQueueBytes = 2 * maxFrame
@@ -244,14 +244,13 @@ func (e *Engine) Attach(conn net.Conn, early []byte, d dialect.Dialect, o dialec
 	}
 	s.load.Add(1)
 	tune(conn)
-	t, err := s.transport(conn, early, newParser(d.Policy().MaxMessage, deflate))
-	if err != nil {
+	a := &attachment{dialect: d, opening: o, client: client, deflate: deflate}
+	if s.takeOver(a, conn, early) != nil {
 		s.leave()
 		return false
 	}
-	a := &attachment{transport: t, dialect: d, opening: o, client: client, deflate: deflate}
 	if !s.clients.post(input{kind: inputAttach, body: a}, nil) { // the engine has stopped meanwhile
-		t.abandon()
+		a.abandon()
 		s.leave()
 	}
 	return true
@@ -270,6 +269,13 @@ func newParser(maxMessage int, deflate bool) frame.Parser {
 func (e *Engine) Lost(o Owner, r dialect.Reason) {
 	shard, to := o.split()
 	e.shards[shard].clients.force(input{kind: inputLost, ref: to, reason: r})
+}
+
+// Released tells that a lock is no longer held, to the connection that had given
+// it back. It does not block.
+func (e *Engine) Released(o Owner) {
+	shard, to := o.split()
+	e.shards[shard].clients.force(input{kind: inputReleased, ref: to})
 }
 
 // Full reports whether there is no room for another connection.

@@ -104,7 +104,7 @@ func (m *market) batch(b *feedv1.Batch) {
 // each calls f for every live connection of the market.
 func (m *market) each(f func(c *connection)) {
 	for i := range m.shard.slots {
-		if c := m.shard.slots[i].connection; c != nil && c.market == m {
+		if c := m.shard.slots[i].connection; c != nil && c.live && c.market() == m {
 			f(c)
 			c.settle()
 		}
@@ -119,7 +119,7 @@ func (m *market) gap(g dialect.Gap) {
 	for _, e := range m.shard.encodings {
 		e.notice = e.dialect.Gap(g)
 	}
-	m.each(func(c *connection) { m.tell(c, c.encoding.notice) })
+	m.each(func(c *connection) { m.tell(c, c.encoding().notice) })
 }
 
 // goDown notes that events may be missing from a moment on. Those who are live
@@ -146,7 +146,7 @@ func (m *market) join(c *connection) {
 	case m.gone:
 		c.session.End(m.shard.now, dialect.UpstreamGone)
 	case !m.down.IsZero():
-		m.tell(c, c.encoding.dialect.Gap(dialect.Gap{Market: m.name, From: m.down}))
+		m.tell(c, c.encoding().dialect.Gap(dialect.Gap{Market: m.name, From: m.down}))
 	}
 }
 
@@ -172,8 +172,8 @@ func (m *market) notice(n *notice) {
 		}
 		for _, subscriber := range t.subscribers {
 			c := m.shard.slots[subscriber].connection
-			c.Send(c.encoding.notice)
-			m.shard.timers.set(c, m.shard.clock()) // settles it; not here, where the subscribers must stay
+			c.Send(c.encoding().notice)
+			m.shard.timers.set(subscriber, m.shard.clock(), m.shard.clock()) // settles it; not here, where the subscribers must stay
 		}
 	}
 }

@@ -3,7 +3,7 @@ package engine
 import (
 	"net"
 
-	"github.com/cutemarkets/relay/services/edge/internal/frame"
+	"golang.org/x/sys/unix"
 )
 
 // rawSockets tells that connections can be carried by raw sockets.
@@ -18,19 +18,39 @@ func (s *shard) open(raw bool) (err error) {
 	return err
 }
 
-// transport makes the transport of a connection.
-func (s *shard) transport(conn net.Conn, early []byte, parser frame.Parser) (transport, error) {
+// takeOver makes what carries a connection: the raw socket where it can be.
+func (s *shard) takeOver(a *attachment, conn net.Conn, early []byte) error {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok || s.poller == nil {
-		return newStream(s, conn, early, parser), nil
+		a.carrier = newStream(s, conn, early, newParser(a.dialect.Policy().MaxMessage, a.deflate))
+		return nil
 	}
 	fd, err := detach(tcp)
-	if err != nil {
-		return nil, err
+	a.fd, a.early = int32(fd), early
+	return err
+}
+
+// abandon closes the socket of a connection that never comes to be.
+func (a *attachment) abandon() {
+	if a.carrier != nil {
+		a.carrier.abandon()
+		return
 	}
-	t := &socket{shard: s, fd: int32(fd)}
-	if len(early) > 0 {
-		t.in = &inbound{early: early}
+	_ = unix.Close(int(a.fd)) // nothing can be done about it
+}
+
+func (c *connection) transport() transport {
+	if c.carrier != nil {
+		return *c.carrier
 	}
-	return t, nil
+	return (*socket)(c)
+}
+
+// start begins to carry.
+func (c *connection) start(early []byte) {
+	if c.carrier != nil {
+		(*c.carrier).start(c.ref)
+		return
+	}
+	(*socket)(c).start(early)
 }

@@ -4,8 +4,6 @@ package engine
 
 import (
 	"net"
-
-	"github.com/cutemarkets/relay/services/edge/internal/frame"
 )
 
 // rawSockets tells that connections cannot be carried by raw sockets.
@@ -21,10 +19,19 @@ func (s *shard) open(bool) error { return nil }
 
 func (s *shard) poll() {}
 
-// transport makes the transport of a connection.
-func (s *shard) transport(conn net.Conn, early []byte, parser frame.Parser) (transport, error) {
-	return newStream(s, conn, early, parser), nil
+// takeOver makes what carries a connection.
+func (s *shard) takeOver(a *attachment, conn net.Conn, early []byte) error {
+	a.carrier = newStream(s, conn, early, newParser(a.dialect.Policy().MaxMessage, a.deflate))
+	return nil
 }
+
+// abandon closes the socket of a connection that never comes to be.
+func (a *attachment) abandon() { a.carrier.abandon() }
+
+func (c *connection) transport() transport { return *c.carrier }
+
+// start begins to carry.
+func (c *connection) start([]byte) { (*c.carrier).start(c.ref) }
 
 // written would write without asking the transport; no slot allows it.
 func (*shard) written(*slot, []byte) bool { panic("engine: no raw sockets on this system") }

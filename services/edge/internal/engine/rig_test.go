@@ -175,14 +175,26 @@ func (t *table) held() int {
 
 // anyone lets everybody in; its functions may be replaced.
 type anyone struct {
+	engine       *Engine // told of releases
 	authenticate func(ctx context.Context) (principal.Principal, dialect.Reason)
 	acquire      func(ctx context.Context, o Owner) (Lock, dialect.Reason)
 }
 
-// lockFunc is a lock that calls it when it is released.
-type lockFunc func()
+// lock is a lock that calls release when it is given back.
+type lock struct {
+	engine  *Engine // nil: nobody is told
+	owner   Owner
+	release func()
+}
 
-func (f lockFunc) Release(context.Context) { f() }
+func (l lock) Release() {
+	if l.release != nil {
+		l.release()
+	}
+	if l.engine != nil {
+		l.engine.Released(l.owner)
+	}
+}
 
 func (a *anyone) Authenticate(ctx context.Context, _ string, _ secret.Secret) (principal.Principal, dialect.Reason) {
 	if a.authenticate != nil {
@@ -195,7 +207,7 @@ func (a *anyone) Acquire(ctx context.Context, _ principal.Principal, o Owner) (L
 	if a.acquire != nil {
 		return a.acquire(ctx, o)
 	}
-	return lockFunc(func() {}), dialect.OK
+	return lock{engine: a.engine, owner: o}, dialect.OK
 }
 
 // rig is an engine of one market on real sockets.
@@ -226,6 +238,9 @@ func newEngine(t testing.TB, backend Backend, topics *table, change func(c *Conf
 	e, err := New(c)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if a, ok := c.Backend.(*anyone); ok {
+		a.engine = e
 	}
 	return e
 }

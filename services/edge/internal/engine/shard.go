@@ -38,11 +38,14 @@ const (
 
 // attachment is a connection on its way to its shard.
 type attachment struct {
-	transport transport
-	dialect   dialect.Dialect
-	opening   dialect.Opening
-	client    netip.Addr
-	deflate   bool
+	dialect dialect.Dialect
+	opening dialect.Opening
+	client  netip.Addr
+	deflate bool
+
+	carrier carrier // nil: a raw socket
+	fd      int32   // the raw socket
+	early   []byte  // sent right behind the request, for the raw socket
 }
 
 // slot is a place for a connection, with what delivering an event needs.
@@ -111,7 +114,7 @@ func newShard(e *Engine, index int, names []string, interests map[string]Interes
 		index:   index,
 		wake:    make(chan struct{}, 1),
 		stats:   newCounters(len(names)),
-		started: time.Now().Add(-time.Nanosecond), // so that the clock is never zero
+		started: time.Now().Add(-time.Duration(tick)), // so that the clock is never zero
 
 		compressed: make(map[string]*joined),
 	}
@@ -170,10 +173,10 @@ func (s *shard) run() error {
 func (s *shard) refuse(in input) {
 	switch body := in.body.(type) {
 	case *attachment:
-		body.transport.abandon()
+		body.abandon()
 		s.leave()
 	case Lock:
-		s.engine.release(s, in.ref, body)
+		body.Release()
 	}
 }
 
@@ -202,8 +205,8 @@ func (s *shard) round() {
 	for _, m := range s.markets {
 		m.expire()
 	}
-	for c := s.timers.pop(s.clock()); c != nil; c = s.timers.pop(s.clock()) {
-		c.wakeUp()
+	for slot, due := s.timers.pop(s.clock()); due; slot, due = s.timers.pop(s.clock()) {
+		s.slots[slot].connection.wakeUp()
 	}
 	s.flush()
 	for _, slot := range s.gone {
@@ -224,7 +227,7 @@ func (s *shard) closed(slot int32) { s.gone = append(s.gone, slot) }
 
 // nextDeadline is when a round is due without input, on the shard's clock; 0: never.
 func (s *shard) nextDeadline() int64 {
-	next := s.timers.next()
+	next := s.timers.next(s.clock())
 	for _, m := range s.markets {
 		next = earlier(next, s.since(m.expires))
 	}
@@ -267,7 +270,7 @@ func (s *shard) takeClient(in *input, payload []byte) {
 		return
 	case c == nil || c.closed:
 		if lock, ok := in.body.(Lock); ok {
-			s.engine.release(s, in.ref, lock)
+			lock.Release()
 		}
 		return
 	}
@@ -314,22 +317,23 @@ func (s *shard) attach(a *attachment) {
 	place, s.free = s.free[n-1], s.free[:n-1]
 	sl := &s.slots[place]
 	c := &connection{
-		shard:     s,
-		ref:       ref{place, sl.generation},
-		transport: a.transport,
-		encoding:  s.encodingOf(a.dialect, a.deflate),
-		from:      a.client.As16(),
-		opened:    s.clock(),
-		heard:     s.clock(),
-		timer:     -1,
-		label:     s.marketLabel(a.opening.Market),
-		conflate:  a.opening.Conflate,
+		shard:    s,
+		ref:      ref{place, sl.generation},
+		fd:       a.fd,
+		from:     a.client.As16(),
+		opened:   uint32(s.clock() / tick),
+		heard:    s.clock(),
+		label:    s.marketLabel(a.opening.Market),
+		conflate: a.opening.Conflate,
+	}
+	if carrier := a.carrier; carrier != nil {
+		c.carrier = &carrier
 	}
 	c.session = session.New(c, a.opening)
-	sl.connection, sl.encoding = c, c.encoding
+	sl.connection, sl.encoding = c, s.encodingOf(a.dialect, a.deflate)
 	s.live++
 	s.stats.connections[c.label].Add(1)
-	a.transport.start(c.ref)
+	c.start(a.early)
 	c.session.Start(s.now)
 	if s.draining {
 		c.session.End(s.now, dialect.Draining)
@@ -342,7 +346,7 @@ func (s *shard) detach(c *connection) {
 	if !c.closed {
 		panic("engine: socket closed before its session")
 	}
-	s.timers.remove(c)
+	s.timers.remove(c.ref.slot)
 	sl := &s.slots[c.ref.slot]
 	*sl = slot{generation: sl.generation + 1, fd: -1}
 	s.free = append(s.free, c.ref.slot)
@@ -369,8 +373,8 @@ func (s *shard) drain(window time.Duration) {
 		if c == nil || c.closed {
 			continue
 		}
-		c.drainAt = at
-		s.timers.set(c, at)
+		c.keep().drainAt = at
+		s.timers.set(c.ref.slot, at, s.clock())
 		at += step
 	}
 }

@@ -115,7 +115,7 @@ func (b *bench) open(o dialect.Opening) *recorder {
 	r := &recorder{shard: b.shard}
 	b.shard.engine.connections.Add(1)
 	b.shard.clients.force(input{kind: inputAttach, body: &attachment{
-		transport: r, dialect: b.dialect, opening: o, client: netip.MustParseAddr("192.0.2.1"),
+		carrier: r, dialect: b.dialect, opening: o, client: netip.MustParseAddr("192.0.2.1"),
 	}})
 	b.round()
 	return r
@@ -210,9 +210,9 @@ func TestLargeRoundsAreSplit(t *testing.T) {
 		r := b.connect("T.A")
 		var events []event
 		for i := range 7 {
-			events = append(events, event{strings.Repeat(fmt.Sprint(i), 100<<10), "T.A", ""})
+			events = append(events, event{strings.Repeat(fmt.Sprint(i), 25<<10), "T.A", ""})
 		}
-		events = append(events, event{strings.Repeat("8", 300<<10), "T.A", ""}, event{strings.Repeat("9", maxMessage), "T.A", ""}, event{"x", "T.A", ""})
+		events = append(events, event{strings.Repeat("8", 75<<10), "T.A", ""}, event{strings.Repeat("9", maxMessage), "T.A", ""}, event{"x", "T.A", ""})
 		b.batch(events...)
 		b.round()
 		var sizes []int
@@ -221,7 +221,7 @@ func TestLargeRoundsAreSplit(t *testing.T) {
 			sizes = append(sizes, len(text))
 			all.WriteString(text)
 		}
-		k := 100 << 10
+		k := 25 << 10
 		if want := []int{2*k + 3, 2*k + 3, 2*k + 3, k + 2, 3*k + 2, 3}; !slices.Equal(sizes, want) {
 			t.Errorf("sizes %v, want %v", sizes, want)
 		}
@@ -326,7 +326,7 @@ func TestStaleReferencesChangeNothing(t *testing.T) {
 			{kind: inputFrame, frame: frame.Close, code: 1000}, {kind: inputGone}, {kind: inputRelieved},
 			{kind: inputBroken, reason: dialect.ProtocolError}, {kind: inputLost, reason: dialect.LockLost}, {kind: inputReleased},
 			{kind: inputAuthenticated, body: &authenticated{}}, {kind: inputAcquired, reason: dialect.LockUnavailable},
-			{kind: inputAcquired, body: lockFunc(func() { released++ })},
+			{kind: inputAcquired, body: lock{release: func() { released++ }}},
 		} {
 			in.ref = first.ref
 			b.shard.clients.force(in)
@@ -474,9 +474,9 @@ func (s *sinkhole) send([]byte) bool { return true }
 func (b *bench) fill(n int) {
 	for range n {
 		s := &sinkhole{recorder{shard: b.shard}}
-		b.shard.clients.force(input{kind: inputAttach, body: &attachment{transport: s, dialect: b.dialect, opening: opening()}})
+		b.shard.clients.force(input{kind: inputAttach, body: &attachment{carrier: s, dialect: b.dialect, opening: opening()}})
 		b.shard.round()
-		for b.shard.slots[len(b.shard.slots)-1].connection.market == nil {
+		for !b.shard.slots[len(b.shard.slots)-1].connection.live {
 			<-b.shard.wake
 			b.shard.round()
 		}

@@ -28,10 +28,10 @@ type slow struct {
 // waiting is what waits for a live client, and since when that is the client's
 // fault: a shard that stood still has to write first.
 func (c *connection) waiting() (bytes int, since time.Time) {
-	if c.market == nil {
+	if !c.live {
 		return 0, time.Time{}
 	}
-	bytes, since = c.transport.backlog()
+	bytes, since = c.transport().backlog()
 	if since.Before(c.shard.resumed) {
 		since = c.shard.resumed
 	}
@@ -45,7 +45,7 @@ func (c *connection) lagging() int64 {
 		return 0
 	}
 	after := c.shard.engine.queueAge
-	if c.slow == nil || !c.slow.warned {
+	if state := c.meanwhile().slow; state == nil || !state.warned {
 		after = min(after, warnAfter)
 	}
 	return c.shard.since(since.Add(after))
@@ -76,7 +76,7 @@ func (c *connection) look() {
 // tooSlow ends a client that does not keep up. What waits for it is discarded, so
 // that it finds the reason when it reads on.
 func (c *connection) tooSlow() {
-	c.transport.discard()
+	c.transport().discard()
 	c.session.End(c.shard.now, dialect.SlowConsumer)
 }
 
@@ -88,23 +88,24 @@ func (c *connection) warn() {
 	}
 	state.warned = true
 	c.shard.stats.warned.Add(1)
-	if notice := c.encoding.dialect.Slow(); len(notice) > 0 {
-		c.transport.hasten(frame.AppendText(nil, notice))
+	if notice := c.encoding().dialect.Slow(); len(notice) > 0 {
+		c.transport().hasten(frame.AppendText(nil, notice))
 	}
 }
 
 func (c *connection) behind() *slow {
-	if c.slow == nil {
-		c.slow = new(slow)
+	a := c.keep()
+	if a.slow == nil {
+		a.slow = new(slow)
 	}
-	return c.slow
+	return a.slow
 }
 
 func (c *connection) kept() int {
-	if c.slow == nil {
-		return 0
+	if state := c.meanwhile().slow; state != nil {
+		return state.bytes
 	}
-	return c.slow.bytes
+	return 0
 }
 
 // conflating reports whether only the latest quotes are to be kept now.
@@ -112,7 +113,7 @@ func (c *connection) conflating() bool {
 	if !c.conflate {
 		return false
 	}
-	bytes, since := c.transport.backlog()
+	bytes, since := c.transport().backlog()
 	return c.kept() > 0 || bytes > 0 && c.shard.now.Sub(since) >= conflateAfter
 }
 
@@ -123,7 +124,7 @@ func (c *connection) conflated(pending []int32) []int32 {
 	others := s.others[:0]
 	for _, index := range pending {
 		event := s.events[index]
-		key := c.encoding.dialect.Conflatable(event)
+		key := c.encoding().dialect.Conflatable(event)
 		if len(key) == 0 {
 			others = append(others, index)
 			continue
@@ -145,7 +146,7 @@ func (c *connection) conflated(pending []int32) []int32 {
 		state.kept[place] = append(state.kept[place][:0], event...)
 	}
 	s.others = others
-	if bytes, _ := c.transport.backlog(); bytes+state.bytes > s.engine.queueBytes {
+	if bytes, _ := c.transport().backlog(); bytes+state.bytes > s.engine.queueBytes {
 		c.overflow = true
 	}
 	return others
@@ -157,23 +158,24 @@ const keptCost = 128
 
 // relieved follows the writing of what waited.
 func (c *connection) relieved() {
-	if c.slow == nil {
+	if c.meanwhile().slow == nil {
 		return
 	}
-	if bytes, _ := c.transport.backlog(); bytes > 0 {
+	if bytes, _ := c.transport().backlog(); bytes > 0 {
 		return
 	}
 	kept := c.takeKept()
-	c.slow = nil
+	c.aside.slow = nil
 	c.shard.pendFirst(c.ref.slot, kept)
 }
 
 // takeKept makes the kept events part of this round.
 func (c *connection) takeKept() (events []int32) {
-	for _, event := range c.slow.kept {
+	state := c.aside.slow
+	for _, event := range state.kept {
 		events = append(events, c.shard.event(event))
 	}
-	c.slow.latest, c.slow.kept, c.slow.bytes = nil, nil, 0
+	state.latest, state.kept, state.bytes = nil, nil, 0
 	return events
 }
 
@@ -185,5 +187,5 @@ func (c *connection) sendKept() {
 	}
 	s := c.shard
 	s.deliver(c.ref.slot)
-	c.carry(s.join(c.encoding, c.takeKept()).data)
+	c.carry(s.join(c.encoding(), c.takeKept()).data)
 }

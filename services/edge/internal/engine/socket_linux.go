@@ -25,28 +25,9 @@ const (
 )
 
 // socket is the transport of an event loop: a raw file descriptor, without a
-// goroutine, and without a buffer while nothing waits in either direction.
-// Owned by the shard.
-type socket struct {
-	shard  *shard
-	slot   int32
-	fd     int32    // -1: closed
-	out    *backlog // nil: nothing waits
-	in     *inbound // nil: no message has begun
-	end    int64    // when closing is over, in ns of the shard's clock; 0: open
-	broken bool     // nothing can be written any more
-	shut   bool     // all has been written, after close
-	deaf   bool     // nothing more of the client counts
-	ended  bool     // the client's side has ended
-}
-
-// inbound is a message that has begun.
-type inbound struct {
-	early   []byte // sent right behind the request, still to be parsed
-	parser  frame.Parser
-	pending uint32 // of the parser, when the time began
-	until   int64  // ns of the shard's clock
-}
+// goroutine, and without a buffer while nothing waits in either direction. It is
+// the connection itself, seen as what carries it, as two values would cost more.
+type socket connection
 
 // detach takes a socket from the runtime: it returns a descriptor of our own,
 // and closes conn, which does not end the connection.
@@ -65,31 +46,32 @@ func detach(conn *net.TCPConn) (fd int, err error) {
 	return fd, nil
 }
 
-// start implements transport.
-func (t *socket) start(r ref) {
-	t.slot = r.slot
-	if t.shard.poller.add(int(t.fd), r) != nil { // the system's limit of watches, or of memory
+func (t *socket) connection() *connection { return (*connection)(t) }
+
+// start begins to carry, first what the client has sent already.
+func (t *socket) start(early []byte) {
+	if len(early) > 0 {
+		t.connection().keep().in = &inbound{early: early}
+	}
+	if t.shard.poller.add(int(t.fd), t.ref) != nil { // the system's limit of watches, or of memory
 		_ = unix.Shutdown(int(t.fd), unix.SHUT_RDWR) // the read finds the end
 	}
 	t.direct()
-	t.shard.readLater(r)
+	t.shard.readLater(t.ref)
 }
-
-// abandon implements transport.
-func (t *socket) abandon() { _ = unix.Close(int(t.fd)) } // nothing can be done about it
 
 // direct says whether the shard may write to the socket without asking.
 func (t *socket) direct() {
 	fd := int32(-1)
-	if t.out == nil && t.end == 0 && !t.broken {
+	if t.out == nil && !t.closed && !t.broken {
 		fd = t.fd
 	}
-	t.shard.slots[t.slot].fd = fd
+	t.shard.slots[t.ref.slot].fd = fd
 }
 
 // send implements transport.
 func (t *socket) send(frames []byte) bool {
-	if t.out != nil && t.end == 0 && t.out.held()+len(frames) > t.shard.engine.queueBytes {
+	if t.out != nil && !t.closed && t.out.held()+len(frames) > t.shard.engine.queueBytes {
 		return false
 	}
 	t.push(frames)
@@ -151,7 +133,7 @@ func (t *socket) fail() {
 	t.broken = true
 	t.giveUp()
 	t.direct()
-	t.shard.readLater(ref{t.slot, t.shard.slots[t.slot].generation})
+	t.shard.readLater(t.ref)
 }
 
 // giveUp drops all that waits to be written.
@@ -169,7 +151,7 @@ func (t *socket) unqueue(bytes int) { t.shard.counts.queued -= int64(bytes) }
 // hasten implements transport.
 func (t *socket) hasten(frames []byte) {
 	switch {
-	case t.broken || t.end != 0:
+	case t.broken || t.closed:
 	case t.out != nil:
 		t.out.hasten(frames)
 	default:
@@ -210,7 +192,7 @@ func (t *socket) backlog() (int, time.Time) {
 
 // close implements transport.
 func (t *socket) close(final []byte) {
-	t.end = t.shard.clock() + int64(closeWait)
+	t.heard = t.shard.clock() + int64(closeWait)
 	if t.out != nil {
 		_ = unix.SetsockoptInt(int(t.fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, lastBuffer)
 		if size, err := unix.GetsockoptInt(int(t.fd), unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && size < lastBuffer {
@@ -218,7 +200,8 @@ func (t *socket) close(final []byte) {
 		}
 	}
 	t.push(final)
-	t.in, t.deaf = nil, true
+	t.forget()
+	t.deaf = true
 	t.direct()
 	t.drain()
 }
@@ -253,12 +236,12 @@ func (t *socket) settle() {
 		t.direct()
 	}
 	switch {
-	case t.end == 0 || t.fd < 0 || t.shut:
+	case !t.closed || t.fd < 0 || t.shut:
 	case t.broken:
 		t.cut()
 	case t.out == nil:
 		t.shut = true
-		t.end = t.shard.clock() + int64(lingerWait)
+		t.heard = t.shard.clock() + int64(lingerWait)
 		if t.ended || unix.Shutdown(int(t.fd), unix.SHUT_WR) != nil {
 			t.cut()
 		}
@@ -271,28 +254,31 @@ func (t *socket) cut() {
 	_ = unix.Close(int(t.fd)) // nothing can be done about it
 	t.fd = -1
 	t.direct()
-	t.shard.closed(t.slot)
+	t.shard.closed(t.ref.slot)
 }
 
 // deadline implements transport.
 func (t *socket) deadline() time.Time {
 	switch {
 	case t.fd < 0:
-	case t.end != 0:
-		return t.shard.started.Add(time.Duration(t.end))
-	case t.in != nil:
-		return t.shard.started.Add(time.Duration(t.in.until))
+	case t.closed:
+		return t.shard.started.Add(time.Duration(t.heard))
+	default:
+		if in := t.connection().meanwhile().in; in != nil {
+			return t.shard.started.Add(time.Duration(in.until))
+		}
 	}
 	return time.Time{}
 }
 
 // expire implements transport.
 func (t *socket) expire(c *connection) {
-	if t.end != 0 {
+	if t.closed {
 		t.cut()
 		return
 	}
-	t.in, t.deaf = nil, true
+	t.forget()
+	t.deaf = true
 	c.session.End(t.shard.now, dialect.MessageTimeout)
 }
 
@@ -311,10 +297,9 @@ func (t *socket) ready(c *connection, events uint32) {
 // read means that there is no more, except at the end of the client's side: no
 // event will tell of that again.
 func (t *socket) read(c *connection, last bool) {
-	if t.in != nil && t.in.early != nil {
-		early := t.in.early
-		t.in = nil
-		t.take(c, early)
+	if in := c.meanwhile().in; in != nil && in.early != nil {
+		t.forget()
+		t.take(c, in.early)
 	}
 	for range readPieces {
 		if t.fd < 0 {
@@ -346,7 +331,7 @@ func (t *socket) gone(c *connection, errno syscall.Errno) {
 		t.fail()
 	}
 	switch {
-	case t.end == 0:
+	case !t.closed:
 		c.session.Gone(t.shard.now)
 	case t.shut || t.broken:
 		t.cut()
@@ -359,10 +344,10 @@ func (t *socket) take(c *connection, in []byte) {
 		return
 	}
 	parser := &t.shard.parser
-	if t.in != nil {
-		parser = &t.in.parser
+	if in := c.meanwhile().in; in != nil {
+		parser = &in.parser
 	} else {
-		*parser = newParser(c.encoding.policy.MaxMessage, c.encoding.deflate)
+		*parser = newParser(c.encoding().policy.MaxMessage, c.encoding().deflate)
 	}
 	for !t.deaf {
 		event, rest, err := parser.Next(in)
@@ -378,21 +363,29 @@ func (t *socket) take(c *connection, in []byte) {
 		}
 		in = rest
 	}
-	t.in = nil
+	t.forget()
+}
+
+// forget drops a message that has begun.
+func (t *socket) forget() {
+	if t.aside != nil {
+		t.aside.in = nil
+	}
 }
 
 // keep keeps a message that has begun until its rest comes.
 func (t *socket) keep(parser *frame.Parser) {
 	pending := parser.Pending()
-	switch {
-	case pending == 0:
-		t.in = nil
+	if pending == 0 {
+		t.forget()
 		return
-	case t.in == nil:
-		t.in = &inbound{parser: *parser}
 	}
-	if t.in.pending != pending {
-		t.in.pending, t.in.until = pending, t.shard.clock()+int64(messageWait)
+	kept := t.connection().keep()
+	if kept.in == nil {
+		kept.in = &inbound{parser: *parser}
+	}
+	if kept.in.pending != pending {
+		kept.in.pending, kept.in.until = pending, t.shard.clock()+int64(messageWait)
 	}
 }
 
@@ -456,7 +449,7 @@ func (s *shard) short(sl *slot, frames []byte, n int, errno syscall.Errno) {
 	}
 	s.counts.writes++
 	s.counts.sentBytes += uint64(n)
-	t := sl.connection.transport.(*socket)
+	t := (*socket)(sl.connection)
 	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
 		t.fail()
 	}
@@ -491,6 +484,6 @@ func (s *shard) ready(r ref, events uint32) {
 	if c == nil {
 		return
 	}
-	c.transport.(*socket).ready(c, events)
+	(*socket)(c).ready(c, events)
 	c.settle()
 }

@@ -62,7 +62,7 @@ func TestHotPathsOfASocketAllocateNothing(t *testing.T) {
 	}
 	b.until(far, make([]byte, len(textFrame("ok T.A"))))
 	c := b.shard.slots[0].connection
-	socket := c.transport.(*socket)
+	socket := (*socket)(c)
 
 	command := masked(0x81, "?")
 	ping := masked(0x89, "ping")

@@ -62,14 +62,14 @@ func newStream(s *shard, conn net.Conn, early []byte, parser frame.Parser) *stre
 	return t
 }
 
-// start implements transport.
+// start implements carrier.
 func (t *stream) start(r ref) {
 	t.ref = r
 	lifecycle.Go("engine reader", t.read)
 	lifecycle.Go("engine writer", t.write)
 }
 
-// abandon implements transport.
+// abandon implements carrier.
 func (t *stream) abandon() { t.cut() }
 
 // send implements transport.

@@ -163,8 +163,8 @@ func TestCloseOfTheClientIsEchoedOnceAfterTheRelease(t *testing.T) {
 			r := newRig(t, kind, nil)
 			r.dialect.policy.Exclusive = true
 			released := make(chan struct{})
-			r.backend.acquire = func(context.Context, Owner) (Lock, dialect.Reason) {
-				return lockFunc(func() { close(released) }), dialect.OK
+			r.backend.acquire = func(_ context.Context, o Owner) (Lock, dialect.Reason) {
+				return lock{r.engine, o, func() { close(released) }}, dialect.OK
 			}
 			p := r.dial()
 			p.expect("hello", "welcome")
@@ -252,13 +252,14 @@ func TestSlowClientThatReadsAgainIsToldWhy(t *testing.T) {
 		slow.say("sub T.A")
 		slow.expect("ok T.A")
 		stats := r.engine.shards[0].stats
-		text := `"` + strings.Repeat("x", 100<<10) + `"`
+		text := `"` + strings.Repeat("x", 10<<10) + `"`
 		for stats.discarded.Load() == 0 {
 			r.send(event{text, "T.A", ""})
 		}
 		told := ""
 		for got := slow.next(); got != "eof"; got = slow.next() {
-			if !strings.HasPrefix(got, "[") {
+			again := got == "slow" && told == "slow;" // it may have caught up once
+			if !strings.HasPrefix(got, "[") && !again {
 				told += got + ";"
 			}
 		}
@@ -357,7 +358,7 @@ func TestBackendAnswers(t *testing.T) {
 			released := make(chan struct{})
 			r.backend.acquire = func(_ context.Context, o Owner) (Lock, dialect.Reason) {
 				losers <- o
-				return lockFunc(func() { close(released) }), dialect.OK
+				return lock{r.engine, o, func() { close(released) }}, dialect.OK
 			}
 			p := r.dial()
 			p.expect("hello", "welcome")
@@ -371,10 +372,10 @@ func TestBackendAnswers(t *testing.T) {
 			r := newRig(t, kind, nil)
 			r.dialect.policy.Exclusive = true
 			asked, released := make(chan struct{}), make(chan struct{})
-			r.backend.acquire = func(ctx context.Context, _ Owner) (Lock, dialect.Reason) {
+			r.backend.acquire = func(ctx context.Context, o Owner) (Lock, dialect.Reason) {
 				close(asked)
 				<-ctx.Done()
-				return lockFunc(func() { close(released) }), dialect.OK
+				return lock{r.engine, o, func() { close(released) }}, dialect.OK
 			}
 			p := r.dial()
 			p.expect("hello")

@@ -6,10 +6,6 @@ import "time"
 // goroutine; no call blocks. It tells the shard what the client says, that the
 // socket broke and, after close, at last that the socket is closed.
 type transport interface {
-	// start begins to carry for the connection of the ref.
-	start(r ref)
-	// abandon closes the socket of a transport that is never started.
-	abandon()
 	// send sends whole frames, or queues what the kernel does not take. They are
 	// the caller's again when it returns. It reports false when the queue is full:
 	// nothing of them has been taken then.
@@ -31,6 +27,15 @@ type transport interface {
 	deadline() time.Time
 	// expire tells that the deadline has passed.
 	expire(c *connection)
+}
+
+// carrier is a transport that is not the connection itself.
+type carrier interface {
+	transport
+	// start begins to carry for the connection of the ref.
+	start(r ref)
+	// abandon closes the socket of a carrier that is never started.
+	abandon()
 }
 
 const (

@@ -182,8 +182,8 @@ func (m *Manager) take(b *bucket) (op, []*Lease) {
 	chosen := opNone
 	for _, l := range b.leases {
 		chosen = max(chosen, l.nextLocked(now))
-		if x := &l.machine; x.state == releasing && !x.busy && now < x.retryAt {
-			b.wakeAt = sooner(b.wakeAt, x.retryAt)
+		if x := &l.machine; x.state == releasing && !x.busy && now < x.at {
+			b.wakeAt = sooner(b.wakeAt, x.at)
 		}
 	}
 	if chosen == opNone {

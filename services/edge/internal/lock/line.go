@@ -49,44 +49,35 @@ func (m *Manager) Acquire(ctx context.Context, user string, owner uint64) (*Leas
 	return nil, dialect.LockUnavailable
 }
 
-// Release gives the lock back and waits until Redis no longer holds it, or ctx
-// ends; the release goes on by itself then. Like Acquire it may send for others,
-// and return up to 1 s later than ctx. It is idempotent.
-func (l *Lease) Release(ctx context.Context) {
+// Release gives the lock back, without waiting for that: Config.Released is told.
+// It is called once.
+func (l *Lease) Release() {
 	m := l.manager
 	b := &m.buckets[l.bucket]
 	b.mu.Lock()
 	before := l.machine
-	first := before.live()
+	l.unheld = true
+	l.inLine = before.live()
 	l.machine.release(m.now())
-	l.inLine = l.inLine || first
 	m.settleLocked(b, l, &before)
-	if l.endedLocked() {
-		b.mu.Unlock()
-		return
-	}
-	if l.done == nil {
-		l.done = make(chan struct{})
-	}
-	done := l.done
+	ended, inLine := l.endedLocked(), l.inLine
 	b.mu.Unlock()
-	if first {
-		m.joinLine(ctx, l)
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
+	switch {
+	case ended:
+		m.config.Released(l.owner)
+	case inLine:
+		m.joinLine(l)
 	}
 }
 
-// joinLine queues a release; one that finds no place in time is its bucket's.
-func (m *Manager) joinLine(ctx context.Context, l *Lease) {
+// joinLine queues a release; one that finds no room is its bucket's.
+func (m *Manager) joinLine(l *Lease) {
 	select {
 	case m.line <- request{lease: l, op: opRelease}:
 		if m.takeTurn() {
-			m.useTurn()
+			lifecycle.Go("lock sender", m.useTurn)
 		}
-	case <-ctx.Done():
+	default:
 		b := &m.buckets[l.bucket]
 		b.mu.Lock()
 		l.inLine = false

@@ -74,14 +74,13 @@ const (
 // is unknown may still be on its way, for a TTL at most: until then a delete is
 // repeated unless it meets our token.
 type machine struct {
-	sent     time.Duration // the last command that creates or extends the key
-	deadline time.Duration // until when the lease is valid
-	stray    time.Duration // until when a command that creates the key may be on its way
-	retryAt  time.Duration // a release
-	state    state
-	busy     bool  // an operation is in flight
-	told     bool  // released was told
-	tries    uint8 // releases that have failed
+	sent  time.Duration // the last command that creates or extends the key
+	at    time.Duration // until when the lease is valid; releasing: when the release is tried next
+	stray time.Duration // until when a command that creates the key may be on its way
+	state state
+	busy  bool  // an operation is in flight
+	told  bool  // released was told
+	tries uint8 // releases that have failed
 }
 
 // next is the operation to be sent now. due: it is time to refresh.
@@ -95,7 +94,7 @@ func (m *machine) next(now time.Duration, due bool) op {
 		return opRefresh
 	case m.state == missing:
 		return opReacquire
-	case m.state == releasing && now >= m.retryAt:
+	case m.state == releasing && now >= m.at:
 		return opRelease
 	}
 	return opNone
@@ -132,11 +131,11 @@ func (m *machine) acquired(t timing, now time.Duration, got outcome) event {
 	switch got {
 	case mine:
 		m.extend(t)
-		if asked && now < m.deadline {
+		if asked && now < m.at {
 			m.state = held
 			return event{granted: true}
 		}
-		m.state, m.retryAt = releasing, now
+		m.state, m.at = releasing, now
 	case unknown:
 		m.state, m.stray = releasing, m.sent+t.ttl
 		m.backOff(now) // the command first
@@ -204,14 +203,14 @@ func (m *machine) deleted(t timing, now time.Duration, got outcome) event {
 // release tells that the holder no longer wants the lock; idempotent.
 func (m *machine) release(now time.Duration) {
 	if m.state < releasing {
-		m.state, m.retryAt = releasing, now
+		m.state, m.at = releasing, now
 	}
 }
 
 // tick tells that time has passed.
 func (m *machine) tick(now time.Duration) event {
-	if m.live() && now >= m.deadline {
-		m.state, m.retryAt = releasing, now
+	if m.live() && now >= m.at {
+		m.state, m.at = releasing, now
 		return event{lost: dialect.LockUnavailable}
 	}
 	return event{}
@@ -234,10 +233,14 @@ func (m *machine) taken(now time.Duration) event {
 
 func (m *machine) uncertain(now time.Duration) bool { return now < m.stray }
 
-func (m *machine) extend(t timing) { m.deadline = m.sent + t.ttl - t.margin }
+func (m *machine) extend(t timing) {
+	if m.state < releasing {
+		m.at = m.sent + t.ttl - t.margin
+	}
+}
 
 func (m *machine) backOff(now time.Duration) {
-	m.retryAt = now + min(firstRetry<<m.tries, lastRetry)
+	m.at = now + min(firstRetry<<m.tries, lastRetry)
 	m.tries = min(m.tries+1, maxTries)
 }
 

@@ -258,10 +258,10 @@ func (w *world) observe(s *socket, ev event) {
 func (w *world) check() {
 	live := 0
 	for _, s := range w.sockets {
-		if s.live && w.now >= s.paused && w.now < s.deadline {
+		if s.live && w.now >= s.paused && w.now < s.at {
 			live++
 		}
-		if s.live && w.now >= s.paused && w.now > s.deadline+50*time.Millisecond {
+		if s.live && w.now >= s.paused && w.now > s.at+50*time.Millisecond {
 			w.t.Fatalf("%v: %s is live after its deadline", w.now, s.token)
 		}
 	}

@@ -13,10 +13,10 @@
 //
 // Locks are spread over 128 buckets by user, each a Redis Cluster slot. All locks
 // of a bucket are refreshed by one script per 100 keys, every 4 s ±20 %.
-// Acquires, and releases when they are first tried, stand in one line for all
-// buckets: what waits there at the same time is sent together, up to 256 in a
-// pipeline. What else is to be done, a bucket does, one operation at a time. A
-// lock never has more than one operation in flight.
+// Acquires stand in one line for all buckets, and so do releases when they are
+// first tried, as far as there is room: what waits there at the same time is sent
+// together, up to 256 in a pipeline. What else is to be done, a bucket does, one
+// operation at a time. A lock never has more than one operation in flight.
 //
 // Goroutines: Run is the wheel that wakes buckets and watches deadlines; a
 // bucket with something to do has one goroutine until it is done, at most 128;
@@ -71,6 +71,10 @@ type Config struct {
 	// LockUnavailable: Redis was silent too long). It does not block. It may come
 	// before Acquire returns and while Release is being called. Required.
 	Lost func(owner uint64, r dialect.Reason)
+	// Released is called once for each Lease.Release, when Redis holds nothing of
+	// the lease any more; it may come before Release returns. It does not block.
+	// Required.
+	Released func(owner uint64)
 }
 
 // Manager keeps the locks of this edge. All methods are safe for concurrent use.
@@ -107,17 +111,17 @@ type Lease struct {
 
 	// Guarded by the bucket's mu.
 	machine machine
-	done    chan struct{} // closed when Redis holds nothing of it; nil: nobody waits
-	place   int32         // in the bucket
-	bucket  uint16        // static after construction
-	due     bool          // to be refreshed in this round
-	inLine  bool          // a request for its release waits
+	place   int32 // in the bucket
+	bucket  uint8 // static after construction
+	due     bool  // to be refreshed in this round
+	inLine  bool  // a request for its release waits
+	unheld  bool  // Release was called
 }
 
 // New makes a manager; locks are refreshed in Run.
 func New(c Config, client redis.UniversalClient, meter metric.Meter, log *slog.Logger) (*Manager, error) {
-	if c.EdgeID == "" || c.Lost == nil {
-		return nil, errors.New("lock: an edge id and a Lost callback are needed")
+	if c.EdgeID == "" || c.Lost == nil || c.Released == nil {
+		return nil, errors.New("lock: an edge id and the callbacks Lost and Released are needed")
 	}
 	c.TTL = orDefault(c.TTL, 15*time.Second)
 	c.Refresh = orDefault(c.Refresh, 4*time.Second)
@@ -176,12 +180,12 @@ func (l *Lease) names() (key, token string) {
 }
 
 // bucketOf returns the bucket of a user: its FNV-1a hash.
-func bucketOf(user string) uint16 {
+func bucketOf(user string) uint8 {
 	h := uint32(2166136261)
 	for n := range len(user) {
 		h = (h ^ uint32(user[n])) * 16777619
 	}
-	return uint16(h % buckets)
+	return uint8(h % buckets)
 }
 
 // nameOf returns a user's name in a key. An id that is long or has other bytes
@@ -216,9 +220,13 @@ func (m *Manager) step(l *Lease, input func(*machine) event) event {
 	before := l.machine
 	ev := input(&l.machine)
 	m.settleLocked(b, l, &before)
+	unheld := l.unheld
 	b.mu.Unlock()
-	if ev.lost != dialect.OK {
+	switch {
+	case ev.lost != dialect.OK:
 		m.config.Lost(l.owner, ev.lost)
+	case ev.released && unheld:
+		m.config.Released(l.owner)
 	}
 	return ev
 }
@@ -227,7 +235,7 @@ func (m *Manager) step(l *Lease, input func(*machine) event) event {
 func (m *Manager) settleLocked(b *bucket, l *Lease, before *machine) {
 	x := &l.machine
 	if x.live() {
-		b.fenceAt = sooner(b.fenceAt, x.deadline)
+		b.fenceAt = sooner(b.fenceAt, x.at)
 	}
 	if before.live() != x.live() {
 		if x.live() {
@@ -237,17 +245,13 @@ func (m *Manager) settleLocked(b *bucket, l *Lease, before *machine) {
 		}
 	}
 	if x.state == releasing && !l.inLine {
-		b.wakeAt = sooner(b.wakeAt, x.retryAt)
+		b.wakeAt = sooner(b.wakeAt, x.at)
 	}
 	if x.state == gone && before.state != gone {
 		b.removeLocked(l)
 	}
 	if l.endedLocked() && !before.told && before.state != gone {
 		m.leases.Add(-1)
-		if l.done != nil {
-			close(l.done)
-			l.done = nil
-		}
 	}
 }
 

@@ -102,6 +102,9 @@ func newIdleManager(t testing.TB, c Config, o Options) *Manager {
 	if c.Lost == nil {
 		c.Lost = func(owner uint64, r dialect.Reason) { t.Errorf("lease of %d lost: %v", owner, r) }
 	}
+	if c.Released == nil {
+		c.Released = func(uint64) {}
+	}
 	client, err := NewClient(o, "relay-edge-"+c.EdgeID)
 	if err != nil {
 		t.Fatal(err)
@@ -121,6 +124,18 @@ func mustAcquire(t testing.TB, m *Manager, user string) *Lease {
 		t.Fatalf("Acquire(%q) = %v", user, r)
 	}
 	return l
+}
+
+// giveBack releases a lease and waits until Redis holds nothing of it.
+func giveBack(t testing.TB, l *Lease) {
+	t.Helper()
+	l.Release()
+	eventually(t, "the lease is released", func() bool {
+		b := &l.manager.buckets[l.bucket]
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return l.endedLocked()
+	})
 }
 
 // loss is a call of Config.Lost.
@@ -153,10 +168,11 @@ var short = Config{EdgeID: "edge-1", TTL: 2 * time.Second, Refresh: 200 * time.M
 func TestAcquireHoldRelease(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
-	a := newManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
+	released := make(chan uint64, 10)
+	a := newManager(t, Config{EdgeID: "a", Released: func(owner uint64) { released <- owner }}, Options{Address: []string{address}})
 	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
 
-	l := mustAcquire(t, a, "user-1")
+	l, _ := a.Acquire(t.Context(), "user-1", 7)
 	value, err := look.Get(t.Context(), l.key()).Result()
 	if err != nil || value != l.token() || !strings.HasPrefix(value, "a/") {
 		t.Fatalf("%s = %q, %v; want the token %q", l.key(), value, err, l.token())
@@ -169,12 +185,17 @@ func TestAcquireHoldRelease(t *testing.T) {
 			t.Fatalf("second Acquire = %v", r)
 		}
 	}
-	l.Release(t.Context())
-	if n := look.Exists(t.Context(), l.key()).Val(); n != 0 {
-		t.Fatal("the key must be gone when Release returns")
+	l.Release()
+	if owner := <-released; owner != 7 {
+		t.Fatalf("%d was told of its release, want 7", owner)
 	}
-	l.Release(t.Context())
+	if n := look.Exists(t.Context(), l.key()).Val(); n != 0 {
+		t.Fatal("the key must be gone when Released is called")
+	}
 	mustAcquire(t, b, "user-1")
+	if n := len(released); n != 0 {
+		t.Fatalf("%d more releases told", n)
+	}
 	if a.held.Load() != 0 || b.held.Load() != 1 || a.leases.Load() != 0 {
 		t.Fatalf("held: a %d, b %d; leases of a %d", a.held.Load(), b.held.Load(), a.leases.Load())
 	}
@@ -195,7 +216,7 @@ func deadline(l *Lease) time.Duration {
 	b := &l.manager.buckets[l.bucket]
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return l.machine.deadline
+	return l.machine.at
 }
 
 func TestRefreshKeepsLocks(t *testing.T) {
@@ -252,7 +273,7 @@ func TestLostToAnother(t *testing.T) {
 	if got := <-lost; got != (loss{42, dialect.LockLost}) {
 		t.Fatalf("lost: %+v", got)
 	}
-	l.Release(t.Context())
+	giveBack(t, l)
 	if v := look.Get(t.Context(), l.key()).Val(); v != "edge-2/1/00" {
 		t.Fatalf("the other's lock became %q", v)
 	}
@@ -273,7 +294,7 @@ func TestMissingIsSetAnew(t *testing.T) {
 	for _, l := range leases {
 		eventually(t, "lock set anew", func() bool { return look.Get(t.Context(), l.key()).Val() == l.token() })
 	}
-	leases[0].Release(t.Context())
+	giveBack(t, leases[0])
 	if n := look.Exists(t.Context(), leases[0].key()).Val(); n != 0 {
 		t.Fatal("a released lock is back")
 	}
@@ -299,10 +320,7 @@ func TestRedisGone(t *testing.T) {
 	if _, err := m.Ping(t.Context()); err == nil {
 		t.Fatal("Ping must fail")
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	l.Release(ctx) // returns with ctx; the retries end with the TTL
-	l.Release(t.Context())
+	giveBack(t, l) // the retries end with the TTL
 	if n := len(lost); n > 0 || m.leases.Load() > 0 {
 		t.Fatalf("%d more losses, %d leases left", n, m.leases.Load())
 	}
@@ -316,7 +334,7 @@ func TestReplyLost(t *testing.T) {
 	p := newProxy(t, address)
 	m := newManager(t, short, Options{Address: []string{p.address}})
 	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
-	mustAcquire(t, m, "warm").Release(t.Context())
+	giveBack(t, mustAcquire(t, m, "warm"))
 
 	t.Run("acquire", func(t *testing.T) {
 		p.cutAfter("SET")
@@ -330,7 +348,7 @@ func TestReplyLost(t *testing.T) {
 		eventually(t, "the half-made lock is deleted", func() bool {
 			l, r := b.Acquire(t.Context(), "user-1", 0)
 			if r == dialect.OK {
-				l.Release(t.Context())
+				giveBack(t, l)
 			}
 			return r == dialect.OK
 		})
@@ -349,9 +367,9 @@ func TestReplyLost(t *testing.T) {
 	t.Run("release", func(t *testing.T) {
 		l := mustAcquire(t, m, "user-3")
 		p.cutAfter("'DEL'") // the script of a release, as text
-		l.Release(t.Context())
+		giveBack(t, l)
 		if n := look.Exists(t.Context(), l.key()).Val(); n != 0 {
-			t.Fatal("Release returned with the key still there")
+			t.Fatal("released with the key still there")
 		}
 	})
 }
@@ -367,7 +385,7 @@ func TestCancelledAcquireLeavesNothing(t *testing.T) {
 	eventually(t, "the user can come back", func() bool {
 		l, r := m.Acquire(t.Context(), "user-1", 0)
 		if r == dialect.OK {
-			l.Release(t.Context())
+			giveBack(t, l)
 		}
 		return r == dialect.OK
 	})
@@ -395,7 +413,7 @@ func TestWithoutInfoAndConfig(t *testing.T) {
 	if _, err := m.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	l.Release(t.Context())
+	giveBack(t, l)
 	if n := admin.Exists(t.Context(), l.key()).Val(); n != 0 {
 		t.Fatal("not released")
 	}
@@ -424,7 +442,7 @@ func TestExclusiveUnderLoad(t *testing.T) {
 					}
 					granted.Add(1)
 					holders[user].Add(-1)
-					l.Release(t.Context())
+					giveBack(t, l)
 				case dialect.DuplicateConnection:
 				default:
 					t.Errorf("Acquire = %v", r)
