@@ -20,7 +20,7 @@ type bucket struct {
 	refreshAt time.Duration // when all held locks are refreshed next
 	wakeAt    time.Duration // when a release is tried again
 	fenceAt   time.Duration // no lease is valid for less long
-	working   bool          // its goroutine runs
+	working   bool          // a goroutine has it
 }
 
 // sooner returns the earlier time, taking zero for none.
@@ -35,10 +35,10 @@ func spread(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
 }
 
-func (b *bucket) addLocked(l *Lease, now, refresh time.Duration) {
+func (m *Manager) addLocked(b *bucket, l *Lease, now time.Duration) {
 	if len(b.leases) == 0 && !b.working {
 		// Anywhere within the first period, so that the buckets lie apart.
-		b.refreshAt = now + time.Duration((0.2+0.8*rand.Float64())*float64(refresh))
+		b.refreshAt = m.onGrid(now + time.Duration((0.2+0.8*rand.Float64())*float64(m.config.Refresh)))
 	}
 	l.place = int32(len(b.leases))
 	b.leases = append(b.leases, l)
@@ -91,25 +91,43 @@ func (m *Manager) releaseAll(b *bucket) {
 	for _, l := range leases {
 		m.release(l)
 	}
-	m.wake(b)
 }
 
 // turn looks after the buckets whose time has come.
 func (m *Manager) turn() {
 	now := m.now()
+	var due []*bucket
 	for n := range m.buckets {
 		b := &m.buckets[n]
 		b.mu.Lock()
 		fence := b.fenceAt != 0 && now >= b.fenceAt
-		due := len(b.leases) > 0 && !b.working && (now >= b.refreshAt || b.wakeAt != 0 && now >= b.wakeAt)
 		b.mu.Unlock()
 		if fence {
 			m.fence(b, now)
 		}
-		if due {
-			m.wake(b)
+		if b.begin(now) {
+			due = append(due, b)
 		}
 	}
+	for group := range slices.Chunk(due, pipelineScripts) {
+		m.workers.Add(1)
+		lifecycle.Go("lock buckets", func() {
+			defer m.workers.Add(-1)
+			m.work(group)
+		})
+	}
+}
+
+// begin reports whether the bucket has something to do that nobody does; the
+// caller is to do it.
+func (b *bucket) begin(now time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.leases) == 0 || b.working || now < b.refreshAt && (b.wakeAt == 0 || now < b.wakeAt) {
+		return false
+	}
+	b.working = true
+	return true
 }
 
 // fence tells the holders of a bucket whose leases have ended.
@@ -130,50 +148,62 @@ func (m *Manager) fence(b *bucket, now time.Duration) {
 	}
 }
 
-// wake starts a bucket's goroutine unless it runs.
-func (m *Manager) wake(b *bucket) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.working || len(b.leases) == 0 {
-		return
-	}
-	b.working = true
-	m.workers.Add(1)
-	lifecycle.Go("lock bucket", func() {
-		defer m.workers.Add(-1)
-		m.work(b)
-	})
+// task is an operation on locks of one bucket.
+type task struct {
+	bucket *bucket
+	op     op
+	leases []*Lease
 }
 
-// work carries out a bucket's operations one after the other until there are none.
-func (m *Manager) work(b *bucket) {
+// work carries out the operations of some buckets, one of each bucket at a time,
+// together, until there are none.
+func (m *Manager) work(group []*bucket) {
+	tasks := make([]task, 0, len(group))
 	for {
-		o, leases := m.take(b)
-		if o == opNone {
+		tasks = tasks[:0]
+		for _, b := range group {
+			if t := m.take(b); t.op != opNone {
+				tasks = append(tasks, t)
+			}
+		}
+		if len(tasks) == 0 {
 			return
 		}
-		got := m.run(o, leases)
-		now := m.now()
-		for n, l := range leases {
-			m.step(l, func(x *machine) event { return x.reply(m.timing, now, o, got[n]) })
-		}
-		if o == opRefresh && (got[0] == refused || got[0] == unknown) {
-			b.mu.Lock()
-			b.refreshAt = now + spread(lastRetry*8/10) // within 1 s
-			b.mu.Unlock()
+		group = group[:0]
+		got := m.run(tasks)
+		for n, t := range tasks {
+			m.done(t, got[n])
+			group = append(group, t.bucket)
 		}
 	}
 }
 
-// take chooses the next operation and up to 100 locks for it: releases first
-// (those that the line has not done), then what Redis has lost, then the refresh. Nothing left to do ends the
-// bucket's goroutine.
-func (m *Manager) take(b *bucket) (op, []*Lease) {
+// done takes what came of a task.
+func (m *Manager) done(t task, got []outcome) {
+	now := m.now()
+	for n, l := range t.leases {
+		m.step(l, func(x *machine) event { return x.reply(m.timing, now, t.op, got[n]) })
+	}
+	if t.op == opRefresh && (got[0] == refused || got[0] == unknown) {
+		t.bucket.mu.Lock()
+		t.bucket.refreshAt = m.onGrid(now + spread(lastRetry*8/10)) // within 1 s
+		t.bucket.mu.Unlock()
+	}
+}
+
+// onGrid is the last moment before t at which buckets are refreshed: those that
+// are due together share a round trip.
+func (m *Manager) onGrid(t time.Duration) time.Duration { return t - t%(m.config.Refresh/gridLines) }
+
+// take chooses a bucket's next operation and up to 100 locks for it: releases
+// first (those that the line has not done), then what Redis has lost, then the
+// refresh. opNone: there is nothing to do, and the bucket is nobody's.
+func (m *Manager) take(b *bucket) task {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := m.now()
 	if now >= b.refreshAt {
-		b.refreshAt = now + spread(m.config.Refresh)
+		b.refreshAt = m.onGrid(now + spread(m.config.Refresh))
 		for _, l := range b.leases {
 			l.due = l.machine.state == held
 		}
@@ -188,7 +218,7 @@ func (m *Manager) take(b *bucket) (op, []*Lease) {
 	}
 	if chosen == opNone {
 		b.working = false
-		return opNone, nil
+		return task{}
 	}
 	leases := make([]*Lease, 0, min(len(b.leases), scriptKeys))
 	for _, l := range b.leases {
@@ -198,7 +228,7 @@ func (m *Manager) take(b *bucket) (op, []*Lease) {
 			leases = append(leases, l)
 		}
 	}
-	return chosen, leases
+	return task{b, chosen, leases}
 }
 
 // nextLocked is what the bucket has to do for a lease.

@@ -163,7 +163,7 @@ func (m *Manager) begin(r request) bool {
 		if m.closed() || l.machine.state != acquiring {
 			return false
 		}
-		b.addLocked(l, now, m.config.Refresh)
+		m.addLocked(b, l, now)
 		m.leases.Add(1)
 	} else {
 		l.inLine = false

@@ -12,19 +12,19 @@
 // needed, neither INFO nor CONFIG.
 //
 // Locks are spread over 128 buckets by user, each a Redis Cluster slot. All locks
-// of a bucket are refreshed by one script per 100 keys, every 4 s ±20 %.
+// of a bucket are refreshed by one script per 100 keys, every 4 s ±20 %, at
+// moments a quarter of a second apart: up to 8 buckets share a pipeline then.
 // Acquires stand in one line for all buckets, and so do releases when they are
 // first tried, as far as there is room: what waits there at the same time is sent
 // together, up to 256 in a pipeline. What else is to be done, a bucket does, one
 // operation at a time. A lock never has more than one operation in flight.
 //
-// Goroutines: Run is the wheel that wakes buckets and watches deadlines; a
-// bucket with something to do has one goroutine until it is done, at most 128;
-// the line has four turns to send, used by a caller or, while more wait, by a
-// goroutine. Under overload callers wait in line until their context ends; only
-// once a request was sent has Redis 1 s to answer. 1024 are in flight at most.
-// What waits for Redis is bounded by the sockets, and by the acquires of unknown
-// outcome within one TTL.
+// Goroutines: Run is the wheel that wakes buckets and watches deadlines; up to 8
+// buckets with something to do share one goroutine until it is done; the line has
+// four turns to send, used by a caller or by a goroutine. Under overload callers
+// wait in line until their context ends; only once a request was sent has Redis
+// 1 s to answer. 1024 are in flight at most. What waits for Redis is bounded by
+// the sockets, and by the acquires of unknown outcome within one TTL.
 package lock
 
 import (
@@ -45,10 +45,16 @@ import (
 )
 
 const (
-	buckets     = 128
-	scriptKeys  = 100
-	turns       = 4   // pipelines of acquires and releases at a time
-	batchKeys   = 256 // of one of them
+	buckets    = 128
+	scriptKeys = 100
+	gridLines  = 16  // moments within the time between two refreshes
+	turns      = 4   // pipelines of acquires and releases at a time
+	batchKeys  = 256 // of one of them
+
+	// pipelineScripts is how many buckets share a pipeline: Redis runs it in one go,
+	// and others wait for a millisecond.
+	pipelineScripts = 8
+
 	wheelTick   = 20 * time.Millisecond
 	opTimeout   = time.Second
 	stopTimeout = 2 * time.Second

@@ -122,39 +122,42 @@ func (m *Manager) send(requests []request) []outcome {
 	return got
 }
 
-// run carries out an operation on locks of one bucket.
-func (m *Manager) run(o op, leases []*Lease) []outcome {
+// run carries out tasks. Scripts go as text, for the same reason; that is little
+// beside their keys.
+func (m *Manager) run(tasks []task) [][]outcome {
 	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
 	defer cancel()
 	sent := time.Now()
-	var got []outcome
-	var err error
-	switch o {
-	case opReacquire:
-		got, err = m.script(ctx, reacquireScript, leases, m.timing.ttl.Milliseconds())
-	case opRefresh:
-		got, err = m.script(ctx, refreshScript, leases, m.timing.ttl.Milliseconds())
-	default:
-		got, err = m.script(ctx, releaseScript, leases)
+	pipe := m.redis.Pipeline()
+	commands := make([]*redis.Cmd, len(tasks))
+	for n, t := range tasks {
+		keys := make([]string, len(t.leases))
+		args := make([]any, 0, 1+len(t.leases))
+		script := releaseScript
+		if t.op != opRelease {
+			args = append(args, m.timing.ttl.Milliseconds())
+			script = refreshScript
+		}
+		if t.op == opReacquire {
+			script = reacquireScript
+		}
+		for i, l := range t.leases {
+			key, token := l.names()
+			keys[i] = key
+			args = append(args, token)
+		}
+		commands[n] = script.Eval(ctx, pipe, keys, args...)
 	}
-	m.metrics.done(o, time.Since(sent), got)
-	if err != nil {
+	if _, err := pipe.Exec(ctx); err != nil {
 		m.failing(err)
 	}
-	return got
-}
-
-// script runs by its hash, and by its text where Redis does not know it.
-func (m *Manager) script(ctx context.Context, s *redis.Script, leases []*Lease, first ...any) ([]outcome, error) {
-	keys := make([]string, len(leases))
-	args := append(make([]any, 0, len(first)+len(leases)), first...)
-	for n, l := range leases {
-		key, token := l.names()
-		keys[n] = key
-		args = append(args, token)
+	took := time.Since(sent)
+	got := make([][]outcome, len(tasks))
+	for n, t := range tasks {
+		got[n] = scriptOutcomes(commands[n], len(t.leases))
+		m.metrics.done(t.op, took, got[n])
 	}
-	c := s.Run(ctx, m.redis, keys, args...)
-	return scriptOutcomes(c, len(leases)), c.Err()
+	return got
 }
 
 // scriptOutcomes reads the reply of a script that was given so many keys.
