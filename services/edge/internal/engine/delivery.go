@@ -47,7 +47,13 @@ type words struct {
 type encoding struct {
 	*words
 	deflate bool // frames worth it are compressed
+
+	// Owned by the shard.
+	singles []span // in shard.frames: what single has made, by event
 }
+
+// span is a part of a slice; empty: there is none.
+type span struct{ from, to int }
 
 // encodingOf returns the shard's encoding of a dialect, compressed or not.
 func (s *shard) encodingOf(d dialect.Dialect, deflate bool) *encoding {
@@ -141,7 +147,6 @@ func (s *shard) list(slot, first int32) int32 {
 type joined struct {
 	encoding  *encoding // nil: nothing is joined
 	list      []int32
-	only      int32 // of list, when that is all of it and makes one frame; else -1
 	data      []byte
 	frames    int
 	events    int
@@ -159,12 +164,30 @@ func (s *shard) join(e *encoding, list []int32) *joined {
 	if e.deflate {
 		return s.joinCompressed(e, list)
 	}
-	*j = joined{encoding: e, list: append(j.list[:0], list...), data: j.data[:0], only: -1}
+	*j = joined{encoding: e, list: append(j.list[:0], list...), data: j.data[:0]}
 	s.fill(j)
-	if len(list) == 1 && j.frames == 1 {
-		j.only = list[0]
-	}
 	return j
+}
+
+// single returns the frame of one event alone, which is made once in a round: most
+// frames are such, and those of other lists come in between. Not for compressed
+// encodings; empty: the event is too large.
+func (s *shard) single(e *encoding, index int32) []byte {
+	for len(e.singles) <= int(index) {
+		e.singles = append(e.singles, span{})
+	}
+	at := &e.singles[index]
+	if at.to == 0 {
+		size := len(e.prefix) + len(e.encoded(s, index)) + len(e.suffix)
+		if size > maxMessage {
+			return nil
+		}
+		at.from = len(s.frames)
+		s.one[0] = index
+		s.frames = e.appendEvents(frame.AppendTextHeader(s.frames, size), s.one[:])
+		at.to = len(s.frames)
+	}
+	return s.frames[at.from:at.to]
 }
 
 // joinCompressed makes the frames of a list once in a round.
@@ -258,6 +281,10 @@ func (s *shard) flush() {
 	for _, e := range s.encodings {
 		clear(e.events)
 		e.events = e.events[:0]
+		e.singles = e.singles[:0]
+	}
+	if s.frames = s.frames[:0]; cap(s.frames) > keptFrames {
+		s.frames = nil
 	}
 }
 
@@ -298,13 +325,13 @@ func (s *shard) deliver(slot int32) bool {
 	return !direct || !s.written(sl, j.data)
 }
 
-// carry gives frames to the transport and reports whether it took them. When they
-// do not fit, the client is too slow, and its session is told after the input at
-// hand.
+// carry gives frames to the transport, unless the client is too slow for them: its
+// session is told after the input at hand. It reports whether it gave them.
 func (c *connection) carry(frames []byte) bool {
-	if c.overflow || !c.transport().send(frames) {
-		c.overflow = true
+	if c.overflow = c.overflow || c.full(len(frames)); c.overflow {
 		c.shard.counts.discarded += uint64(len(frames))
+		return false
 	}
-	return !c.overflow
+	c.transport().send(frames)
+	return true
 }

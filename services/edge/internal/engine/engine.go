@@ -17,8 +17,8 @@
 //
 // Under overload: a full inbox of the feed makes the feed wait; a client that
 // takes too little is warned, conflated if it asked for that, and ended with
-// SlowConsumer when its queue is full or too old (slow.go); what was queued for it
-// is discarded then.
+// SlowConsumer when too much waits for it, or for too long (slow.go); what was
+// queued for it is discarded then.
 package engine
 
 import (
@@ -53,7 +53,8 @@ type Interest interface {
 // Defaults of Config.
 const (
 	DefaultMaxHandshakes = 1000
-	DefaultQueueBytes    = 256 << 10
+	DefaultQueueBytes    = 192 << 10
+	DefaultBurstBytes    = 8 << 20
 	DefaultQueueAge      = 5 * time.Second
 	// MinQueueBytes has room for two of the largest joined frames.
 	MinQueueBytes = 2 * maxFrame
@@ -87,7 +88,8 @@ type Config struct {
 	Shards         int           // 0: GOMAXPROCS
 	MaxConnections int           // of the whole edge; required
 	MaxHandshakes  int           // calls of the backend at a time, of each kind
-	QueueBytes     int           // of one connection's send queue
+	QueueBytes     int           // that may wait for a client for longer than burstTime
+	BurstBytes     int           // that may wait for a client at all
 	QueueAge       time.Duration // of the oldest byte in it
 	UpstreamGrace  time.Duration // a market down for longer ends its sockets; 0: never
 }
@@ -100,8 +102,7 @@ type Engine struct {
 	shards     []*shard
 	markets    map[string]int // index in shard.markets
 	maxSockets int64
-	queueBytes int
-	queueAge   time.Duration
+	patience   patience
 	grace      time.Duration
 	refused    func(client netip.Addr)
 	metrics    *metrics
@@ -128,8 +129,11 @@ func New(c Config) (*Engine, error) {
 	if c.QueueBytes == 0 {
 		c.QueueBytes = DefaultQueueBytes
 	}
-	if c.QueueBytes < MinQueueBytes {
-		return nil, fmt.Errorf("engine: send queue of %d bytes, want at least %d", c.QueueBytes, MinQueueBytes)
+	if c.BurstBytes == 0 {
+		c.BurstBytes = max(DefaultBurstBytes, c.QueueBytes)
+	}
+	if c.QueueBytes < MinQueueBytes || c.BurstBytes < c.QueueBytes {
+		return nil, fmt.Errorf("engine: send queue of %d bytes, %d in a burst, want at least %d, and no less in a burst", c.QueueBytes, c.BurstBytes, MinQueueBytes)
 	}
 	if c.MaxHandshakes == 0 {
 		c.MaxHandshakes = DefaultMaxHandshakes
@@ -162,8 +166,7 @@ func New(c Config) (*Engine, error) {
 		backend:    c.Backend,
 		markets:    make(map[string]int, len(c.Markets)),
 		maxSockets: int64(c.MaxConnections),
-		queueBytes: c.QueueBytes,
-		queueAge:   c.QueueAge,
+		patience:   patience{queue: c.QueueBytes, burst: c.BurstBytes, age: c.QueueAge},
 		grace:      c.UpstreamGrace,
 		refused:    c.Refused,
 		empty:      make(chan struct{}, 1),

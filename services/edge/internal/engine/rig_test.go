@@ -318,6 +318,12 @@ func (r *rig) dial(extra ...byte) *peer {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return r.upgrade(conn, extra...)
+}
+
+// upgrade makes a peer of a connection to the rig, as dial does.
+func (r *rig) upgrade(conn net.Conn, extra ...byte) *peer {
+	r.t.Helper()
 	request := "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 	if _, err := conn.Write(append([]byte(request), extra...)); err != nil {
 		r.t.Fatal(err)

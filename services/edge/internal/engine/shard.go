@@ -85,6 +85,7 @@ type shard struct {
 	pending    []pending // with the memory of earlier rounds behind its end
 	joined     joined
 	one        [1]int32 // a list of one event
+	frames     []byte   // of one event each, of this round
 	others     []int32  // events that are not conflated
 	counts     counts
 	draining   bool

@@ -9,12 +9,57 @@ import (
 
 const (
 	// warnAfter is how long the oldest byte may wait for a client before it is
-	// told that it is slow; so it is when half of the queue is full.
-	warnAfter = time.Second
+	// told that it is slow, and crowdAfter how long when more than half of the
+	// queue waits.
+	warnAfter  = time.Second
+	crowdAfter = 500 * time.Millisecond
+	// burstTime is how long more than the queue may wait: far away, a window that
+	// opens, a lost packet, or a look at the round trip (0.3 s of BBR) take their
+	// time at any rate.
+	burstTime = 750 * time.Millisecond
 	// conflateAfter is how long it may wait before quotes are conflated, if the
 	// client asked for that.
 	conflateAfter = 50 * time.Millisecond
 )
+
+// patience is how much may wait for a client, and for how long. What waits is
+// bounded by queue, or if that is more, by what comes in burstTime, of which burst
+// is the most.
+type patience struct {
+	queue, burst int           // bytes
+	age          time.Duration // of the oldest
+}
+
+// verdict on a client by what waits for it.
+type verdict uint8
+
+const (
+	keepsUp verdict = iota
+	lags
+	tooSlow
+)
+
+func (p patience) judge(bytes int, age time.Duration) verdict {
+	switch {
+	case bytes == 0:
+	case bytes > p.burst, age >= p.age, age >= burstTime && bytes > p.queue:
+		return tooSlow
+	case bytes > p.burst/2, age >= warnAfter, age >= crowdAfter && bytes > p.queue/2:
+		return lags
+	}
+	return keepsUp
+}
+
+// next is the next age at which the verdict may change by itself.
+func (p patience) next(age time.Duration) time.Duration {
+	next := p.age
+	for _, at := range [...]time.Duration{crowdAfter, burstTime, warnAfter} {
+		if age < at {
+			next = min(next, at)
+		}
+	}
+	return next
+}
 
 // slow is what the shard remembers of a client that does not keep up. An episode
 // ends when nothing waits any more.
@@ -25,30 +70,35 @@ type slow struct {
 	bytes  int            // of kept
 }
 
-// waiting is what waits for a live client, and since when that is the client's
-// fault: a shard that stood still has to write first.
-func (c *connection) waiting() (bytes int, since time.Time) {
+// waiting is what waits for a live client, and for how long that has been the
+// client's fault: a shard that stood still has to write first.
+func (c *connection) waiting() (bytes int, age time.Duration) {
 	if !c.live {
-		return 0, time.Time{}
+		return 0, 0
 	}
-	bytes, since = c.transport().backlog()
+	bytes, since := c.transport().backlog()
+	if bytes == 0 {
+		return 0, 0
+	}
 	if since.Before(c.shard.resumed) {
 		since = c.shard.resumed
 	}
-	return bytes, since
+	return bytes + c.kept(), c.shard.now.Sub(since)
+}
+
+// full reports whether a client is too slow for so many bytes more.
+func (c *connection) full(more int) bool {
+	bytes, age := c.waiting()
+	return bytes > 0 && c.shard.engine.patience.judge(bytes+more, age) == tooSlow
 }
 
 // lagging is when look has something to do; 0: nothing waits.
 func (c *connection) lagging() int64 {
-	bytes, since := c.waiting()
+	bytes, age := c.waiting()
 	if bytes == 0 {
 		return 0
 	}
-	after := c.shard.engine.queueAge
-	if state := c.meanwhile().slow; state == nil || !state.warned {
-		after = min(after, warnAfter)
-	}
-	return c.shard.since(since.Add(after))
+	return c.shard.clock() + int64(c.shard.engine.patience.next(age)-age)
 }
 
 // lookAfter follows a delivery that was not taken at once.
@@ -59,16 +109,10 @@ func (c *connection) lookAfter() {
 
 // look judges a client by what waits for it: warn once, then end it.
 func (c *connection) look() {
-	bytes, since := c.waiting()
-	if bytes == 0 {
-		return
-	}
-	s := c.shard
-	age := s.now.Sub(since)
-	switch {
-	case age >= s.engine.queueAge:
+	switch c.shard.engine.patience.judge(c.waiting()) {
+	case tooSlow:
 		c.tooSlow()
-	case age >= warnAfter, bytes+c.kept() > s.engine.queueBytes/2:
+	case lags:
 		c.warn()
 	}
 }
@@ -146,9 +190,7 @@ func (c *connection) conflated(pending []int32) []int32 {
 		state.kept[place] = append(state.kept[place][:0], event...)
 	}
 	s.others = others
-	if bytes, _ := c.transport().backlog(); bytes+state.bytes > s.engine.queueBytes {
-		c.overflow = true
-	}
+	c.overflow = c.overflow || c.full(0)
 	return others
 }
 

@@ -26,7 +26,9 @@ func TestClientThatLagsIsWarnedOnceAndThenEnded(t *testing.T) {
 			b.expect(r, want...)
 		}
 		step(0, "[1]")
-		step(warnAfter-time.Millisecond, "[1]")
+		step(crowdAfter, "[1]")
+		step(burstTime-crowdAfter, "[1]")
+		step(warnAfter-burstTime-time.Millisecond, "[1]")
 		step(time.Millisecond, "slow", "[1]")
 		step(DefaultQueueAge-warnAfter-time.Millisecond, "[1]")
 		step(time.Millisecond, "[1]", "bye slow_consumer", "close 1008 slow_consumer")
@@ -38,10 +40,13 @@ func TestClientThatCatchesUpIsWarnedAnew(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bench) {
 		r := b.connect("T.A")
 		for range 3 {
-			b.stall(r, b.shard.engine.queueBytes/2+1)
+			b.stall(r, DefaultQueueBytes/2+1)
 			b.batch(event{"1", "T.A", ""})
 			b.round()
-			b.expect(r, "[1]", "slow")
+			b.expect(r, "[1]")
+			time.Sleep(crowdAfter)
+			b.round()
+			b.expect(r, "slow")
 			b.batch(event{"2", "T.A", ""})
 			b.round()
 			b.expect(r, "[2]")
@@ -59,6 +64,58 @@ func TestClientThatCatchesUpIsWarnedAnew(t *testing.T) {
 		if n := b.shard.stats.warned.Load(); n != 3 {
 			t.Errorf("%d warnings counted", n)
 		}
+	})
+}
+
+func TestPatience(t *testing.T) {
+	t.Parallel()
+	p := patience{queue: 1000, burst: 8000, age: 5 * time.Second}
+	for _, row := range []struct {
+		bytes int
+		age   time.Duration
+		want  verdict
+		next  time.Duration
+	}{
+		{0, 0, keepsUp, crowdAfter},
+		{4000, 0, keepsUp, crowdAfter},
+		{4001, 0, lags, crowdAfter},
+		{8000, crowdAfter - 1, lags, crowdAfter},
+		{8001, 0, tooSlow, crowdAfter},
+		{500, crowdAfter, keepsUp, burstTime},
+		{501, crowdAfter, lags, burstTime},
+		{8000, burstTime - 1, lags, burstTime},
+		{1000, burstTime, lags, warnAfter},
+		{1001, burstTime, tooSlow, warnAfter},
+		{1, warnAfter, lags, 5 * time.Second},
+		{1000, 5*time.Second - 1, lags, 5 * time.Second},
+		{1, 5 * time.Second, tooSlow, 5 * time.Second},
+	} {
+		if got := p.judge(row.bytes, row.age); got != row.want {
+			t.Errorf("%d bytes for %v: %v, want %v", row.bytes, row.age, got, row.want)
+		}
+		if got := p.next(row.age); got != row.next {
+			t.Errorf("after %v comes %v, want %v", row.age, got, row.next)
+		}
+	}
+	if got := (patience{age: crowdAfter / 2}).next(0); got != crowdAfter/2 {
+		t.Errorf("a short age is looked at after %v", got)
+	}
+}
+
+func TestBurstMayWaitForAShortTime(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, b *bench) {
+		r := b.connect("T.A")
+		b.stall(r, 2*DefaultQueueBytes)
+		b.batch(event{"1", "T.A", ""})
+		b.round()
+		b.expect(r, "[1]")
+		time.Sleep(crowdAfter)
+		b.round()
+		b.expect(r, "slow")
+		time.Sleep(burstTime - crowdAfter)
+		b.round()
+		b.expect(r, "bye slow_consumer", "close 1008 slow_consumer")
 	})
 }
 
@@ -130,7 +187,7 @@ func TestConflationIsBounded(t *testing.T) {
 		b.stall(r, 100)
 		time.Sleep(conflateAfter)
 		for i := 0; r.seen == nil || r.seen[len(r.seen)-1] != "close 1008 slow_consumer"; i++ {
-			if i*keptCost > 2*DefaultQueueBytes {
+			if i*keptCost > 2*DefaultBurstBytes {
 				t.Fatal("it is never ended")
 			}
 			b.batch(event{string(frame.AppendText(nil, []byte{byte(i), byte(i >> 8), byte(i >> 16)})) + "=1", "T.A", ""})

@@ -70,16 +70,7 @@ func (t *socket) direct() {
 }
 
 // send implements transport.
-func (t *socket) send(frames []byte) bool {
-	if t.out != nil && !t.closed && t.out.held()+len(frames) > t.shard.engine.queueBytes {
-		return false
-	}
-	t.push(frames)
-	return true
-}
-
-// push sends or queues without looking at the bound.
-func (t *socket) push(frames []byte) {
+func (t *socket) send(frames []byte) {
 	switch {
 	case len(frames) == 0:
 	case t.broken || t.fd < 0:
@@ -199,7 +190,7 @@ func (t *socket) close(final []byte) {
 			_ = unix.SetsockoptInt(int(t.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, lastBuffer)
 		}
 	}
-	t.push(final)
+	t.send(final)
 	t.forget()
 	t.deaf = true
 	t.direct()
@@ -394,39 +385,46 @@ func (t *socket) keep(parser *frame.Parser) {
 // any call in between, because the processor has forgotten where to return to,
 // and most else, when it comes back from the kernel.
 func (s *shard) deliverAll() {
-	j := &s.joined
-	var same uint64 // writes of what was joined last
+	var (
+		encoding *encoding // of data
+		event    int32     // in data, alone
+		data     []byte
+		n, bytes uint64 // writes that took all
+	)
 	for i := 0; i < len(s.pending); i++ {
 		p := &s.pending[i]
 		sl := &s.slots[p.slot]
-		switch {
-		case sl.pending != int32(i+1): // it was delivered ahead of a message
-		case len(p.events) == 0 && sl.fd >= 0 && j.only == p.first && j.encoding == sl.encoding:
-			sl.pending = 0
-			n, _, errno := syscall.RawSyscall(unix.SYS_WRITE, uintptr(sl.fd), uintptr(unsafe.Pointer(unsafe.SliceData(j.data))), uintptr(len(j.data))) //nolint:gosec // G103: data is used during the call only
-			if int(n) == len(j.data) && errno == 0 {
-				same++
+		if sl.pending != int32(i+1) { // it was delivered ahead of a message
+			continue
+		}
+		if len(p.events) > 0 || sl.fd < 0 || sl.encoding.deflate {
+			s.attend(p.slot)
+			continue
+		}
+		if p.first != event || sl.encoding != encoding {
+			encoding, event = sl.encoding, p.first
+			if data = s.single(encoding, event); len(data) == 0 {
+				encoding = nil
+				s.attend(p.slot)
 				continue
 			}
-			s.counts.frames++
-			s.counts.events++
-			s.short(sl, j.data, int(n), errno)
-			sl.connection.lookAfter()
-		default:
-			s.countSame(same)
-			same = 0
-			s.attend(p.slot)
 		}
+		sl.pending = 0
+		written, _, errno := syscall.RawSyscall(unix.SYS_WRITE, uintptr(sl.fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))), uintptr(len(data))) //nolint:gosec // G103: data is used during the call only
+		if int(written) == len(data) && errno == 0 {
+			n++
+			bytes += uint64(len(data))
+			continue
+		}
+		s.counts.frames++
+		s.counts.events++
+		s.short(sl, data, int(written), errno)
+		sl.connection.lookAfter()
 	}
-	s.countSame(same)
-}
-
-// countSame counts writes of the one event that was joined last.
-func (s *shard) countSame(n uint64) {
 	s.counts.frames += n
 	s.counts.events += n
 	s.counts.writes += n
-	s.counts.sentBytes += n * uint64(len(s.joined.data))
+	s.counts.sentBytes += bytes
 }
 
 // written writes to a socket with nothing queued and reports whether all was

@@ -28,7 +28,6 @@ type stream struct {
 	inbox      *inbox
 	stats      *counters
 	ref        ref
-	limit      int           // bytes queued
 	closes     chan struct{} // closed when closing begins
 	readerDone chan struct{}
 
@@ -52,7 +51,6 @@ func newStream(s *shard, conn net.Conn, early []byte, parser frame.Parser) *stre
 		conn:       conn,
 		inbox:      s.clients,
 		stats:      s.stats,
-		limit:      s.engine.queueBytes,
 		closes:     make(chan struct{}),
 		readerDone: make(chan struct{}),
 		early:      early,
@@ -73,14 +71,10 @@ func (t *stream) start(r ref) {
 func (t *stream) abandon() { t.cut() }
 
 // send implements transport.
-func (t *stream) send(frames []byte) bool {
+func (t *stream) send(frames []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.out.empty() && t.out.held()+len(frames) > t.limit {
-		return false
-	}
 	t.queueLocked(frames)
-	return true
 }
 
 func (t *stream) queueLocked(frames []byte) {

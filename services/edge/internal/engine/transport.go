@@ -7,9 +7,8 @@ import "time"
 // socket broke and, after close, at last that the socket is closed.
 type transport interface {
 	// send sends whole frames, or queues what the kernel does not take. They are
-	// the caller's again when it returns. It reports false when the queue is full:
-	// nothing of them has been taken then.
-	send(frames []byte) bool
+	// the caller's again when it returns.
+	send(frames []byte)
 	// hasten sends frames ahead of what is queued, but never inside a frame that
 	// has begun. They are few and small and do not count towards the bound.
 	hasten(frames []byte)

@@ -14,7 +14,7 @@ const (
 	// unsentBytes is how much the kernel takes beyond what is on the wire, so
 	// that a slow client's backlog stays where it is counted and pongs are not
 	// stuck behind it.
-	unsentBytes = 32 << 10
+	unsentBytes = 16 << 10
 )
 
 // tune sets the options of a client's socket. A connection without one, or
