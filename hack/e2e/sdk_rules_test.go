@@ -47,7 +47,7 @@ func TestSDKRules(t *testing.T) {
 			{"07 second connection: connected, max_connections, a second and more, 4409", r.second},
 			{"07 the connection of a killed edge comes free", r.killed},
 			{"08 no close when the upstream is lost; 1012 on drain is in TestSDKHabits", r.outage},
-			{"09 frames hold at most 256 KiB however slow the client", r.frames},
+			{"09 frames hold at most 64 KiB however slow the client", r.frames},
 			{"10 pong at once, ahead of queued data; quiet clients are pinged", r.pong},
 			{"11 compression that is offered is declined", r.compression},
 			{"12 too many handshakes: 429 with Retry-After before the upgrade", r.limit},
@@ -264,7 +264,7 @@ func generated(t *testing.T, frame string) time.Time {
 
 // frames reads what was held back: it comes in batches, none too big.
 func (r rules) frames(t *testing.T) {
-	const held, least, most = 4 << 20, 8 << 10, 256 << 10
+	const held, least, most = 4 << 20, 8 << 10, 64 << 10
 	s := r.stalled(t, 2, held)
 	resumed := time.Now()
 	s.expect(acknowledged("T.*", "Q.*", "A.*"))

@@ -127,7 +127,7 @@ func (s *Service) build() (err error) {
 		Markets: interests, Meter: t.Meter("engine"), Logger: t.Logger,
 		Backend: backend{authenticator, s.locks},
 		Kind:    engine.Kind(o.Engine), MaxConnections: connections,
-		QueueBytes: o.QueueBytes, BurstBytes: o.BurstBytes, QueueAge: o.QueueAge, UpstreamGrace: o.UpstreamGrace,
+		QueueBytes: o.QueueBytes, BurstBytes: max(o.BurstBytes, o.QueueBytes), QueueAge: o.QueueAge, UpstreamGrace: o.UpstreamGrace,
 		Refused: func(client netip.Addr) { s.front.Failed(client) },
 	})
 	if err != nil {

@@ -25,7 +25,7 @@ type Options struct {
 	MaxTopics      int           `name:"max-topics" default:"1000" help:"Topics of one socket."`
 	Engine         string        `name:"engine" default:"auto" enum:"auto,epoll,portable" help:"How client sockets are carried: epoll (event loops; Linux, without TLS here), portable (goroutines), or auto: epoll where it can be."`
 	QueueBytes     int           `name:"queue-bytes" default:"196608" help:"Bytes that may wait for a client for longer than 0.75 s; it is warned when half of that waits for 0.5 s, and closed with 1008 beyond."`
-	BurstBytes     int           `name:"burst-bytes" default:"8388608" help:"Bytes that may wait for a client for a shorter time; it is warned at half, and closed with 1008 beyond."`
+	BurstBytes     int           `name:"burst-bytes" default:"8388608" help:"Bytes that may wait for a client for a shorter time, if more than --queue-bytes; it is warned at half, and closed with 1008 beyond."`
 	QueueAge       time.Duration `name:"queue-age" default:"5s" help:"How long the oldest of these bytes may wait; after 1s the client is warned, after this closed with 1008."`
 	UpstreamGrace  time.Duration `name:"upstream-grace" default:"0s" help:"Close sockets (1011) of a market whose upstream has been gone for longer. 0: never; clients are told of the gap."`
 	DrainWindow    time.Duration `name:"drain-window" default:"10s" help:"Time over which the closes (1012) are spread when the edge stops."`
@@ -56,7 +56,6 @@ func (o Options) Validate() error {
 	check(o.AuthAddress != "", "--auth-address is missing: the host:port of the auth service")
 	check(o.FanoutAddress != "", "--fanout-address is missing: the host:port of the fanout pods")
 	check(o.MaxConnections >= 0, "--max-connections is %d, must be 0 or more", o.MaxConnections)
-	check(o.BurstBytes >= o.QueueBytes, "--burst-bytes is %d, must be at least --queue-bytes, %d", o.BurstBytes, o.QueueBytes)
 	check(o.QueueBytes >= engine.MinQueueBytes, "--queue-bytes is %d, must be at least %d", o.QueueBytes, engine.MinQueueBytes)
 	check(o.QueueAge > 0, "--queue-age is %s, must be more than 0", o.QueueAge)
 	check(o.Engine != string(engine.Epoll) || o.Front.TLSCertFile == "", "--engine epoll does not carry TLS: leave out --tls-cert-file, or choose --engine auto")

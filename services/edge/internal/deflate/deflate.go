@@ -24,8 +24,9 @@ import (
 const Threshold = 512
 
 // level is a level of klauspost/compress. Events of 135 bytes, joined as the
-// engine does, came to this on one core of an AMD EPYC (BenchmarkCompressors;
-// times the message was made smaller, and µs per KiB before):
+// engine does (the last column: longer than it does), came to this on one core of
+// an AMD EPYC (BenchmarkCompressors; times the message was made smaller, and µs
+// per KiB before):
 //
 //	                 1 event     5 events    20 events   100 events  1,900 (256 KiB)  memory
 //	standard 1       1.25  49.0  2.52  18.0  3.55   8.0  4.16   4.2  4.47   5.9       1,217 KB

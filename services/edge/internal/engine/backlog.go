@@ -13,12 +13,13 @@ type backlog struct {
 	pieces   []*buffer
 	head     int       // bytes of the first piece that have been taken
 	size     int       // bytes of pieces that have not
-	waiting  []waiting // frames, the oldest first
-	begun    bool      // part of the first frame has been taken
-	claimed  int       // bytes of frames that are being written
-	hasty    []byte    // frames that go ahead of them
-	hastened int       // bytes of hasty that have been taken
-	pong     []byte    // payload of the answer to the latest ping
+	frames   []waiting // the oldest first; those before first have been taken
+	first    int
+	begun    bool   // part of the first frame has been taken
+	claimed  int    // bytes of frames that are being written
+	hasty    []byte // frames that go ahead of them
+	hastened int    // bytes of hasty that have been taken
+	pong     []byte // payload of the answer to the latest ping
 	ponging  bool
 }
 
@@ -32,7 +33,10 @@ type waiting struct {
 const waitingCost = 32
 
 // held is what counts towards the bound.
-func (b *backlog) held() int { return b.size + waitingCost*len(b.waiting) }
+func (b *backlog) held() int { return b.size + waitingCost*len(b.waiting()) }
+
+// waiting is the frames of which not all has been taken.
+func (b *backlog) waiting() []waiting { return b.frames[b.first:] }
 
 // add queues frames that were sent at once; the kernel has the first taken bytes.
 func (b *backlog) add(frames []byte, taken int, now time.Time) {
@@ -43,7 +47,7 @@ func (b *backlog) add(frames []byte, taken int, now time.Time) {
 			continue
 		}
 		b.begun = b.begun || taken > start
-		b.waiting = append(b.waiting, waiting{end - max(start, taken), now})
+		b.frames = append(b.frames, waiting{end - max(start, taken), now})
 	}
 	rest := frames[taken:]
 	b.size += len(rest)
@@ -81,8 +85,8 @@ func (b *backlog) next() []byte {
 		return nil
 	}
 	piece := b.pieces[0].data[b.head:]
-	if (hurry || b.ponging) && len(piece) > b.waiting[0].left {
-		piece = piece[:b.waiting[0].left]
+	if rest := b.waiting()[0].left; (hurry || b.ponging) && len(piece) > rest {
+		piece = piece[:rest]
 	}
 	return piece
 }
@@ -109,16 +113,17 @@ func (b *backlog) took(n int) {
 	if b.head == len(b.pieces[0].data) {
 		b.drop(1)
 	}
-	done := 0
-	for n > 0 && n >= b.waiting[done].left {
-		n -= b.waiting[done].left
-		done++
+	for n > 0 && n >= b.frames[b.first].left {
+		n -= b.frames[b.first].left
+		b.first++
 		b.begun = false
 	}
-	b.waiting = append(b.waiting[:0], b.waiting[done:]...)
 	if n > 0 {
-		b.waiting[0].left -= n
+		b.frames[b.first].left -= n
 		b.begun = true
+	}
+	if 2*b.first > len(b.frames) { // else many small frames would be moved for each piece
+		b.frames, b.first = append(b.frames[:0], b.waiting()...), 0
 	}
 }
 
@@ -136,12 +141,12 @@ func (b *backlog) drop(n int) {
 // was hastened stays.
 func (b *backlog) discard() int {
 	kept, size := 0, 0
-	for kept < len(b.waiting) && (size < b.claimed || b.begun && kept == 0) {
-		size += b.waiting[kept].left
+	for kept < len(b.waiting()) && (size < b.claimed || b.begun && kept == 0) {
+		size += b.waiting()[kept].left
 		kept++
 	}
 	dropped := b.size - size
-	b.waiting, b.size = b.waiting[:kept], size
+	b.frames, b.size = b.frames[:b.first+kept], size
 	if size == 0 {
 		b.drop(len(b.pieces))
 		return dropped
@@ -164,10 +169,10 @@ func (b *backlog) empty() bool { return b.size == 0 && len(b.hasty) == 0 && !b.p
 
 // since is when the oldest frame was queued; zero: none is.
 func (b *backlog) since() time.Time {
-	if len(b.waiting) == 0 {
+	if len(b.waiting()) == 0 {
 		return time.Time{}
 	}
-	return b.waiting[0].at
+	return b.waiting()[0].at
 }
 
 // release gives everything up.

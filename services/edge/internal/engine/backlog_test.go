@@ -142,7 +142,7 @@ func TestMemoryOfABacklogIsBounded(t *testing.T) {
 		for b.held()+len(one) <= DefaultQueueBytes {
 			b.add(one, 0, time.Now())
 		}
-		held := cap(b.waiting) * waitingCost
+		held := cap(b.frames) * waitingCost
 		for _, piece := range b.pieces {
 			held += cap(piece.data)
 		}

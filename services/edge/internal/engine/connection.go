@@ -37,7 +37,7 @@ type connection struct {
 	ended    bool      // the client's side has ended
 
 	// The raw socket.
-	fd  int32    // -1: closed
+	fd  int32    // -1: closed, or none
 	out *backlog // nil: nothing waits
 
 	topics   []subscription // by topic slot
@@ -355,7 +355,7 @@ func (c *connection) Stop() {
 		c.market().leave(s)
 	}
 	c.topics = nil
-	c.live = false
+	c.live, c.overflow = false, false // what is sent from here on is little, and not judged
 	if c.aside != nil {
 		c.aside.slow = nil
 	}

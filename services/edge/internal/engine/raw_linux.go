@@ -22,7 +22,7 @@ func (s *shard) open(raw bool) (err error) {
 func (s *shard) takeOver(a *attachment, conn net.Conn, early []byte) error {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok || s.poller == nil {
-		a.carrier = newStream(s, conn, early, newParser(a.dialect.Policy().MaxMessage, a.deflate))
+		a.carrier, a.fd = newStream(s, conn, early, newParser(a.dialect.Policy().MaxMessage, a.deflate)), -1
 		return nil
 	}
 	fd, err := detach(tcp)

@@ -21,7 +21,7 @@ func (s *shard) poll() {}
 
 // takeOver makes what carries a connection.
 func (s *shard) takeOver(a *attachment, conn net.Conn, early []byte) error {
-	a.carrier = newStream(s, conn, early, newParser(a.dialect.Policy().MaxMessage, a.deflate))
+	a.carrier, a.fd = newStream(s, conn, early, newParser(a.dialect.Policy().MaxMessage, a.deflate)), -1
 	return nil
 }
 

@@ -44,7 +44,7 @@ type attachment struct {
 	deflate bool
 
 	carrier carrier // nil: a raw socket
-	fd      int32   // the raw socket
+	fd      int32   // the raw socket; -1: none
 	early   []byte  // sent right behind the request, for the raw socket
 }
 

@@ -26,12 +26,13 @@ type recorder struct {
 	seen   []string
 	writes int
 	queued int       // bytes that wait, as it says
+	begun  int       // of them, that discard does not drop
 	since  time.Time // of them
 }
 
 func (r *recorder) start(to ref)              { r.ref = to }
 func (r *recorder) abandon()                  {}
-func (r *recorder) discard()                  { r.queued = 0 }
+func (r *recorder) discard()                  { r.queued = r.begun }
 func (r *recorder) backlog() (int, time.Time) { return r.queued, r.since }
 func (r *recorder) deadline() time.Time       { return time.Time{} }
 func (r *recorder) expire(*connection)        {}

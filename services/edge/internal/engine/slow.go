@@ -117,9 +117,10 @@ func (c *connection) look() {
 	}
 }
 
-// tooSlow ends a client that does not keep up. What waits for it is discarded, so
-// that it finds the reason when it reads on.
+// tooSlow ends a client that does not keep up. What waits for it is discarded, and
+// what this round has for it, so that it finds the reason when it reads on.
 func (c *connection) tooSlow() {
+	c.shard.slots[c.ref.slot].pending = 0
 	c.transport().discard()
 	c.session.End(c.shard.now, dialect.SlowConsumer)
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ func TestClientThatLagsIsWarnedOnceAndThenEnded(t *testing.T) {
 		step(warnAfter-burstTime-time.Millisecond, "[1]")
 		step(time.Millisecond, "slow", "[1]")
 		step(DefaultQueueAge-warnAfter-time.Millisecond, "[1]")
-		step(time.Millisecond, "[1]", "bye slow_consumer", "close 1008 slow_consumer")
+		step(time.Millisecond, "bye slow_consumer", "close 1008 slow_consumer")
 	})
 }
 
@@ -65,6 +66,48 @@ func TestClientThatCatchesUpIsWarnedAnew(t *testing.T) {
 			t.Errorf("%d warnings counted", n)
 		}
 	})
+}
+
+// TestTooSlowClientHasTheLastWord: not even events of the same moment, or the rest
+// of a frame that has begun, keep it from the client.
+func TestTooSlowClientHasTheLastWord(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, b *bench) {
+		r := b.connect("T.A")
+		b.stall(r, 2*DefaultQueueBytes)
+		r.begun = 100
+		b.batch(event{"1", "T.A", ""})
+		b.round()
+		r.take()
+		for _, at := range []time.Duration{crowdAfter, burstTime - crowdAfter} {
+			time.Sleep(at)
+			b.batch(event{"2", "T.A", ""})
+			b.round()
+		}
+		b.expect(r, "slow", "[2]", "bye slow_consumer", "close 1008 slow_consumer")
+	})
+}
+
+// TestDrainingALongBacklogIsLinear: what was written is not moved again for each
+// write.
+func TestDrainingALongBacklogIsLinear(t *testing.T) {
+	t.Parallel()
+	var b backlog
+	one := textFrame(strings.Repeat("x", 150))
+	for range 100_000 {
+		b.add(one, 0, time.Now())
+	}
+	moved := 0
+	for !b.empty() {
+		before := b.first
+		b.took(len(b.next()))
+		if b.first < before {
+			moved += len(b.frames)
+		}
+	}
+	if moved > 200_000 {
+		t.Errorf("%d frames moved for 100,000", moved)
+	}
 }
 
 func TestPatience(t *testing.T) {

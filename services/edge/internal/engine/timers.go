@@ -26,9 +26,9 @@ type timed struct {
 
 func before(a, b uint32) bool { return int32(a-b) < 0 }
 
-// set makes sure that the slot is looked at no later than at.
+// set makes sure that the slot is looked at no later than at, or at once.
 func (h *timers) set(slot int32, at, now int64) {
-	ticks := uint32(min((at+tick-1)/tick, now/tick+horizon))
+	ticks := uint32(min(max((at+tick-1)/tick, now/tick), now/tick+horizon))
 	for int(slot) >= len(h.places) {
 		h.places = append(h.places, 0)
 	}
