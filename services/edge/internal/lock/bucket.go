@@ -186,7 +186,7 @@ func (m *Manager) done(t task, got []outcome) {
 	}
 	if t.op == opRefresh && (got[0] == refused || got[0] == unknown) {
 		t.bucket.mu.Lock()
-		t.bucket.refreshAt = m.onGrid(now + spread(lastRetry*8/10)) // within 1 s
+		t.bucket.refreshAt = max(now+firstRetry, m.onGrid(now+spread(lastRetry*8/10))) // within 1 s
 		t.bucket.mu.Unlock()
 	}
 }

@@ -8,7 +8,7 @@
 // lost and must stop delivering at once. A lock that Redis has lost is set anew
 // while its holder lives; one that another edge took is lost. Releases are
 // compare-and-delete, on no caller's context, retried until Redis has dropped
-// the key by itself. Only GET, SET, PEXPIRE, DEL, EVALSHA, EVAL and PING are
+// the key by itself. Only GET, SET, PEXPIRE, DEL, EVAL and PING are
 // needed, neither INFO nor CONFIG.
 //
 // Locks are spread over 128 buckets by user, each a Redis Cluster slot. All locks

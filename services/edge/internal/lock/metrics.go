@@ -41,7 +41,7 @@ func newMetrics(meter metric.Meter, held *atomic.Int64) (*metrics, error) {
 		return fail(err)
 	}
 	m.durations, err = meter.Float64Histogram("relay_edge_lock_operation_duration", metric.WithUnit("s"),
-		metric.WithDescription("Time of one Redis round trip for locks."),
+		metric.WithDescription("Time of a Redis round trip, once for each operation on locks that had a part in it."),
 		metric.WithExplicitBucketBoundaries(.0002, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1))
 	if err != nil {
 		return fail(err)
@@ -56,7 +56,7 @@ func newMetrics(meter metric.Meter, held *atomic.Int64) (*metrics, error) {
 	return m, nil
 }
 
-// done counts one round trip and what it meant for each lock.
+// done counts an operation of a round trip and what it meant for each lock.
 func (m *metrics) done(o op, took time.Duration, got []outcome) {
 	ctx := context.Background()
 	m.durations.Record(ctx, took.Seconds(), m.ops[o])

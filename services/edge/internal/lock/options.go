@@ -18,12 +18,11 @@ const (
 	dialTimeout = time.Second
 	poolTimeout = 250 * time.Millisecond
 
-	// A script is given 100 keys and tokens and answers with as many digits.
-	readBuffer  = 4 << 10
-	writeBuffer = 16 << 10
-	// A full pipeline of the line goes out by one write.
-	lineReadBuffer  = 8 << 10
-	lineWriteBuffer = 48 << 10
+	// All but a look at whether Redis is there goes by pipelines; a full one goes out
+	// by one write.
+	pipelineReadBuffer  = 8 << 10
+	pipelineWriteBuffer = 48 << 10
+	otherBuffer         = 4 << 10
 )
 
 // Options say where Redis is.
@@ -53,8 +52,10 @@ func (o Options) Validate() error {
 
 // NewClient makes the Redis client of the locks; name is what Redis calls its
 // connections. The client never retries by itself: a retry must know what the
-// first try may have done. The pipelines of the line have connections of their
-// own, one per turn, so that no acquire waits for scripts.
+// first try may have done. Nor does it follow redirections: when a node of a
+// Cluster is away, trying again would take the time of the others' answers, and
+// make their commands fail. It learns from a redirection for the next time. There
+// is a connection for each pipeline, so that no acquire waits for scripts.
 func NewClient(o Options, name string) (redis.UniversalClient, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
@@ -65,17 +66,18 @@ func NewClient(o Options, name string) (redis.UniversalClient, error) {
 		Username:                 o.Username,
 		ClientName:               name,
 		MaxRetries:               -1,
+		MaxRedirects:             -1,
 		ContextTimeoutEnabled:    true,
 		DialTimeout:              dialTimeout,
 		DialerRetries:            1,
 		ReadTimeout:              opTimeout,
 		WriteTimeout:             opTimeout,
 		PoolTimeout:              poolTimeout,
-		ReadBufferSize:           readBuffer,
-		WriteBufferSize:          writeBuffer,
-		PipelinePoolSize:         turns,
-		PipelineReadBufferSize:   lineReadBuffer,
-		PipelineWriteBufferSize:  lineWriteBuffer,
+		ReadBufferSize:           otherBuffer,
+		WriteBufferSize:          otherBuffer,
+		PipelinePoolSize:         turns + buckets/pipelineScripts,
+		PipelineReadBufferSize:   pipelineReadBuffer,
+		PipelineWriteBufferSize:  pipelineWriteBuffer,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
 	if o.PasswordFile != "" {
