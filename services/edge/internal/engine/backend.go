@@ -15,7 +15,7 @@ import (
 // they wait for that: a storm of connects is to be late rather than refused.
 const (
 	authenticateWait = 2 * time.Second
-	acquireWait      = 2 * time.Second
+	acquireWait      = 4 * time.Second
 	turnWait         = 20 * time.Second
 )
 

@@ -17,9 +17,9 @@ type request struct {
 // Acquire takes the user's lock: OK and the lease, or DuplicateConnection when
 // another socket holds it, or LockUnavailable when Redis cannot tell (also when
 // ctx ends first: what may have been taken is then given back). It waits for a
-// turn for as long as ctx lasts; once it was sent, Redis has 1 s to answer. A
+// turn for as long as ctx lasts; once it was sent, Redis has twice 1 s to answer. A
 // caller that finds a turn free sends itself, and returns with the answer, at
-// most 1 s later than ctx. owner is what Config.Lost is told.
+// most 2 s later than ctx. owner is what Config.Lost is told.
 func (m *Manager) Acquire(ctx context.Context, user string, owner uint64) (*Lease, dialect.Reason) {
 	if ctx.Err() != nil {
 		return nil, dialect.LockUnavailable
@@ -135,23 +135,33 @@ func (m *Manager) exchange(batch []request) {
 	}
 	got := m.send(sent)
 	now := m.now()
+	var again []request
 	for n, r := range sent {
-		ev := m.step(r.lease, func(x *machine) event { return x.reply(m.timing, now, r.op, got[n]) })
+		retry := false
+		ev := m.step(r.lease, func(x *machine) event {
+			ev := x.reply(m.timing, now, r.op, got[n])
+			retry = x.state == acquiring
+			r.lease.inLine = retry
+			return ev
+		})
 		switch {
 		case r.op != opAcquire:
 		case ev.granted:
 			r.answer <- dialect.OK
 		case ev.denied != dialect.OK:
 			r.answer <- ev.denied
+		case retry:
+			again = append(again, r)
 		default: // given up meanwhile
 			r.answer <- dialect.LockUnavailable
 		}
 	}
+	m.exchange(again)
 }
 
 // begin tells a lease that its request is being sent. It reports false when
 // there is nothing to send: the caller of an acquire has given up, or Run has
-// and is giving back all that Redis may hold; or the lease of a release has an
+// and is giving back all that Redis may hold, which its bucket does; or the lease of a release has an
 // operation in flight, after which its bucket goes on.
 func (m *Manager) begin(r request) bool {
 	l := r.lease
@@ -159,17 +169,18 @@ func (m *Manager) begin(r request) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := m.now()
+	l.inLine = false
 	if r.op == opAcquire {
 		if m.closed() || l.machine.state != acquiring {
+			b.wakeAt = sooner(b.wakeAt, now)
 			return false
 		}
-		m.addLocked(b, l, now)
-		m.leases.Add(1)
-	} else {
-		l.inLine = false
-		if l.machine.next(now, false) != opRelease {
-			return false
+		if l.machine.tries == 0 {
+			m.addLocked(b, l, now)
+			m.leases.Add(1)
 		}
+	} else if l.machine.next(now, false) != opRelease {
+		return false
 	}
 	l.machine.send(now, r.op)
 	return true

@@ -80,7 +80,7 @@ type machine struct {
 	state state
 	busy  bool  // an operation is in flight
 	told  bool  // released was told
-	tries uint8 // releases that have failed
+	tries uint8 // acquires, or releases, that have failed
 }
 
 // next is the operation to be sent now. due: it is time to refresh.
@@ -127,9 +127,17 @@ func (m *machine) reply(t timing, now time.Duration, o op, got outcome) event {
 }
 
 func (m *machine) acquired(t timing, now time.Duration, got outcome) event {
-	asked := m.state == acquiring // else the holder has gone meanwhile
+	asked := m.state == acquiring                                    // else the holder has gone meanwhile
+	if asked && m.tries == 0 && (got == refused || got == unknown) { // once more: our own token is no other's
+		m.tries++
+		if got == unknown {
+			m.stray = m.sent + t.ttl
+		}
+		return event{}
+	}
 	switch got {
 	case mine:
+		m.tries = 0
 		m.extend(t)
 		if asked && now < m.at {
 			m.state = held
@@ -141,6 +149,10 @@ func (m *machine) acquired(t timing, now time.Duration, got outcome) event {
 		m.backOff(now) // the command first
 	default:
 		m.state = gone
+		if m.uncertain(now) {
+			m.state = releasing
+			m.backOff(now)
+		}
 		if !asked {
 			return m.tell()
 		}

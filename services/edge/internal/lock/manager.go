@@ -23,7 +23,7 @@
 // buckets with something to do share one goroutine until it is done; the line has
 // four turns to send, used by a caller or by a goroutine. Under overload callers
 // wait in line until their context ends; only once a request was sent has Redis
-// 1 s to answer. 1024 are in flight at most. What waits for Redis is bounded by
+// 1 s to answer, and an acquire is tried twice. 1024 are in flight at most. What waits for Redis is bounded by
 // the sockets, and by the acquires of unknown outcome within one TTL.
 package lock
 

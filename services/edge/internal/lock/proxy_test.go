@@ -18,7 +18,8 @@ type proxy struct {
 	mu       sync.Mutex
 	listener net.Listener
 	conns    []net.Conn
-	command  []byte // of the next cut; nil: none
+	command  []byte // of the next cuts
+	left     int    // of them
 
 	gate sync.RWMutex // held: no request passes
 }
@@ -34,15 +35,14 @@ func newProxy(t testing.TB, target string) *proxy {
 	return p
 }
 
-// cutAfter makes the connection that next sends a request with the word lose
-// the reply.
-func (p *proxy) cutAfter(word string) {
+// cutAfter makes the connections that next send a request with the word, so many
+// times, lose the replies.
+func (p *proxy) cutAfter(word string, times int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.command = []byte(word)
+	p.command, p.left = []byte(word), times
 }
 
-// hold lets no request pass until resume.
 func (p *proxy) hold()   { p.gate.Lock() }
 func (p *proxy) resume() { p.gate.Unlock() }
 
@@ -113,10 +113,10 @@ func (p *proxy) pump(client, server net.Conn) {
 func (p *proxy) cut(request []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.command == nil || !bytes.Contains(bytes.ToUpper(request), p.command) {
+	if p.left == 0 || !bytes.Contains(bytes.ToUpper(request), p.command) {
 		return false
 	}
-	p.command = nil
+	p.left--
 	p.cuts.Add(1)
 	return true
 }

@@ -332,12 +332,20 @@ func TestReplyLost(t *testing.T) {
 	giveBack(t, mustAcquire(t, m, "warm"))
 
 	t.Run("acquire", func(t *testing.T) {
-		p.cutAfter("SET")
+		p.cutAfter("\r\nNX\r\n", 1)
+		l := mustAcquire(t, m, "user-0")
+		if p.cuts.Load() != 1 || look.Get(t.Context(), l.key()).Val() != l.token() {
+			t.Fatalf("%d cuts; %s is not held", p.cuts.Load(), l.key())
+		}
+		giveBack(t, l)
+	})
+	t.Run("acquire, twice", func(t *testing.T) {
+		p.cutAfter("\r\nNX\r\n", 2)
 		if _, r := m.Acquire(t.Context(), "user-1", 0); r != dialect.LockUnavailable {
 			t.Fatalf("Acquire = %v", r)
 		}
-		if p.cuts.Load() == 0 {
-			t.Fatal("the proxy cut nothing")
+		if n := p.cuts.Load(); n != 3 {
+			t.Fatalf("the proxy cut %d times", n)
 		}
 		began := time.Now()
 		eventually(t, "the half-made lock is deleted", func() bool {
@@ -354,14 +362,14 @@ func TestReplyLost(t *testing.T) {
 	t.Run("refresh", func(t *testing.T) {
 		l := mustAcquire(t, m, "user-2")
 		cuts := p.cuts.Load()
-		p.cutAfter("'PEXPIRE'")
+		p.cutAfter("'PEXPIRE'", 1)
 		eventually(t, "a refresh is cut", func() bool { return p.cuts.Load() > cuts })
 		before := deadline(l)
 		eventually(t, "the next refresh works", func() bool { return deadline(l) > before })
 	})
 	t.Run("release", func(t *testing.T) {
 		l := mustAcquire(t, m, "user-3")
-		p.cutAfter("'DEL'") // the script of a release, as text
+		p.cutAfter("'DEL'", 1) // the script of a release, as text
 		giveBack(t, l)
 		if n := look.Exists(t.Context(), l.key()).Val(); n != 0 {
 			t.Fatal("released with the key still there")
