@@ -129,6 +129,7 @@ func TestConnectionFaults(t *testing.T) {
 			r.login("/stocks")
 			r.post("/fault/ghost?hold=10m&next=1")
 			r.post("/fault/drop")
+			r.until("a ghost", func(s Stats) bool { return s.Stocks.Ghosts == 1 })
 			r.subscribe("/stocks", "T.A")
 			if s := r.Stats().Stocks; s.Ghosts != 0 || s.Closed["kicked"] != 0 || s.AuthenticatedMax != 1 {
 				r.t.Errorf("%+v", s)

@@ -181,7 +181,7 @@ func TestUpAndDown(t *testing.T) {
 	expect := func(what, want string) {
 		t.Helper()
 		r.post("/fault/quiesce") // which writes out the file
-		if got := kinds(t, file); got != want {
+		if got := strippedKinds(t, file); got != want {
 			t.Errorf("%s: %s, want %s", what, got, want)
 		}
 	}
@@ -223,7 +223,7 @@ func TestUpAndDown(t *testing.T) {
 	expect("closed by the client", "EUDUDUDEUDUDUD")
 	r.subscribe("/stocks", "T.*")
 	r.stop()
-	if got := kinds(t, file); got != "EUDUDUDEUDUDUDUD" {
+	if got := strippedKinds(t, file); got != "EUDUDUDEUDUDUDUD" {
 		t.Errorf("at the end: %s", got)
 	}
 }
@@ -234,6 +234,15 @@ func kinds(t *testing.T, file string) (text string) {
 		text += string(rune(line.Kind))
 	}
 	return text
+}
+
+// strippedKinds leaves out the events after the resume of TestUpAndDown: how many
+// come before the next quiesce is a matter of time.
+func strippedKinds(t *testing.T, file string) string {
+	t.Helper()
+	got := kinds(t, file)
+	resumed := min(len(got), len("EUDUDUDE"))
+	return got[:resumed] + strings.ReplaceAll(got[resumed:], "E", "")
 }
 
 // TestTruthIsComplete: all is in the file when Run has returned.
