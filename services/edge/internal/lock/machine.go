@@ -72,7 +72,7 @@ const (
 // The lease is valid until the send time of the last confirmed refresh + TTL -
 // margin. A refresh never creates the key. A command that does and whose outcome
 // is unknown may still be on its way, for a TTL at most: until then a delete is
-// repeated unless it meets our token.
+// repeated.
 type machine struct {
 	sent  time.Duration // the last command that creates or extends the key
 	at    time.Duration // until when the lease is valid; releasing: when the release is tried next
@@ -199,12 +199,12 @@ func (m *machine) reacquired(t timing, now time.Duration, got outcome) event {
 }
 
 func (m *machine) deleted(t timing, now time.Duration, got outcome) event {
-	expired := now >= m.sent+t.ttl+t.timeout // Redis has dropped the key by itself
+	expired := now >= max(m.sent, m.stray)+t.ttl+t.timeout // Redis has dropped the key by itself
 	switch {
-	case got == mine, !m.uncertain(now) && (got == other || got == absent), expired:
+	case expired, !m.uncertain(now) && (got == mine || got == other || got == absent):
 		m.state = gone
 		return m.tell()
-	case got == other || got == absent:
+	case got == mine || got == other || got == absent: // another try may still be on its way
 		m.backOff(now)
 		return m.tell()
 	}
