@@ -104,3 +104,60 @@ func TestHangingAuthDoesNotHoldUpLocks(t *testing.T) {
 		b.expect(second, "bye auth_unavailable", "close 1011 auth_unavailable")
 	})
 }
+
+// second is a bench whose user has a connection elsewhere.
+func second(t *testing.T) *bench {
+	t.Helper()
+	b := newBench(t, func(c *Config) {
+		c.Backend = &anyone{acquire: func(context.Context, Owner) (Lock, dialect.Reason) { return nil, dialect.DuplicateConnection }}
+	})
+	b.dialect.policy.Exclusive, b.dialect.hold = true, time.Second
+	return b
+}
+
+// TestSecondConnectionIsHeldEverLonger dials as an SDK does: as soon as it is closed.
+func TestSecondConnectionIsHeldEverLonger(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := second(t)
+		for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30} {
+			r := b.connect()
+			b.expect(r, "hello", "bye duplicate_connection")
+			time.Sleep(time.Duration(seconds)*time.Second - time.Millisecond)
+			b.round()
+			if seconds > 20 { // it is looked after as any connection
+				b.expect(r, "ping")
+			}
+			b.expect(r)
+			time.Sleep(2 * time.Millisecond)
+			b.round()
+			b.expect(r, "close 4409 duplicate_connection")
+		}
+		if held, closed := b.shard.stats.held.Load(), b.shard.stats.closes[dialect.DuplicateConnection].Load(); held != 6 || closed != 7 {
+			t.Errorf("%d of %d refusals held for longer, want 6 of 7", held, closed)
+		}
+	})
+}
+
+// TestDrainEndsLongHolds: an edge that stops waits for nobody's 30 s.
+func TestDrainEndsLongHolds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := second(t)
+		var all []*recorder
+		for range 6 { // 1 s to 30 s
+			all = append(all, b.connect())
+		}
+		window := time.Duration(0)
+		b.shard.clients.force(input{kind: inputDrain, body: &window})
+		b.round()
+		for _, r := range all {
+			b.expect(r, "hello", "bye duplicate_connection")
+		}
+		time.Sleep(time.Second + time.Millisecond)
+		b.round()
+		for _, r := range all {
+			b.expect(r, "close 4409 duplicate_connection")
+		}
+	})
+}
