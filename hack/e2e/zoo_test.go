@@ -37,7 +37,8 @@ func TestZoo(t *testing.T) {
 		Redis: address, Rate: 2000, LogLevel: "info", Users: ofAKind * len(animals),
 		Args: map[string][]string{
 			"feedsim": {"--truth=" + file},
-			"edge":    {"--pprof", "--failure-rate-per-ip=100000", "--failure-burst-per-ip=100000"},
+			// The good clients share a busy process with the zoo: they may stand still for a moment.
+			"edge": {"--pprof", "--failure-rate-per-ip=100000", "--failure-burst-per-ip=100000", "--queue-bytes=1048576"},
 		},
 	})
 	z := &zoo{t: t, c: c, edge: c.Info().Edges[0], operations: c.Info().Operations["edge-0"]}
