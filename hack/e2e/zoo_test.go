@@ -38,7 +38,7 @@ func TestZoo(t *testing.T) {
 		Args: map[string][]string{
 			"feedsim": {"--truth=" + file},
 			// The good clients share a busy process with the zoo: they may stand still for a moment.
-			"edge": {"--pprof", "--failure-rate-per-ip=100000", "--failure-burst-per-ip=100000", "--queue-bytes=1048576"},
+			"edge": {"--pprof", "--failure-rate-per-ip=100000", "--failure-burst-per-ip=100000", "--queue-bytes=4194304"},
 		},
 	})
 	z := &zoo{t: t, c: c, edge: c.Info().Edges[0], operations: c.Info().Operations["edge-0"]}
