@@ -34,11 +34,11 @@ func TestZoo(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "truth.tsv")
 	address, _, _ := startRedis(t)
 	c := startCluster(t, cluster.Options{
-		Redis: address, Rate: 2000, LogLevel: "info", Users: ofAKind * len(animals),
+		Redis: address, Rate: 1000, LogLevel: "info", Users: ofAKind * len(animals),
 		Args: map[string][]string{
 			"feedsim": {"--truth=" + file},
 			// The good clients share a busy process with the zoo: they may stand still for a moment.
-			"edge": {"--pprof", "--failure-rate-per-ip=100000", "--failure-burst-per-ip=100000", "--queue-bytes=4194304"},
+			"edge": {"--pprof", "--failure-rate-per-ip=100000", "--failure-burst-per-ip=100000", "--queue-bytes=393216"},
 		},
 	})
 	z := &zoo{t: t, c: c, edge: c.Info().Edges[0], operations: c.Info().Operations["edge-0"]}
