@@ -18,7 +18,6 @@ const (
 	URITooLong
 	OriginForbidden
 	HandshakeRate
-	KeyRate
 	FailureRate
 	PodDraining
 
@@ -76,7 +75,6 @@ var reasonNames = [reasonEnd]string{
 	URITooLong:          "uri_too_long",
 	OriginForbidden:     "origin_forbidden",
 	HandshakeRate:       "handshake_rate",
-	KeyRate:             "key_rate",
 	FailureRate:         "failure_rate",
 	PodDraining:         "pod_draining",
 	PodFull:             "pod_full",

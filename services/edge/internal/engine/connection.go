@@ -294,15 +294,6 @@ func (c *connection) Release() {
 	}
 }
 
-// Hold implements session.Host.
-func (c *connection) Hold(user string, least time.Duration) time.Duration {
-	hold := c.shard.engine.tarpit.Hold(user, least, c.shard.now)
-	if hold > least {
-		c.shard.stats.held.Add(1)
-	}
-	return hold
-}
-
 // Live implements session.Host.
 func (c *connection) Live(market string) {
 	if market == "" || market != c.Market() {

@@ -18,8 +18,7 @@
 // Under overload: a full inbox of the feed makes the feed wait; a client that
 // takes too little is warned, conflated if it asked for that, and ended with
 // SlowConsumer when too much waits for it, or for too long (slow.go); what was
-// queued for it is discarded then. Second connections of a user that come again
-// and again are held ever longer (internal/tarpit).
+// queued for it is discarded then.
 package engine
 
 import (
@@ -40,7 +39,6 @@ import (
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/feed"
 	"github.com/cutemarkets/relay/services/edge/internal/frame"
-	"github.com/cutemarkets/relay/services/edge/internal/tarpit"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
@@ -107,7 +105,6 @@ type Engine struct {
 	patience   patience
 	grace      time.Duration
 	refused    func(client netip.Addr)
-	tarpit     *tarpit.Tarpit
 	metrics    *metrics
 
 	// A token per call of the backend. Each kind has its own, so that one that
@@ -172,7 +169,6 @@ func New(c Config) (*Engine, error) {
 		patience:   patience{queue: c.QueueBytes, burst: c.BurstBytes, age: c.QueueAge},
 		grace:      c.UpstreamGrace,
 		refused:    c.Refused,
-		tarpit:     tarpit.New(time.Now()),
 		empty:      make(chan struct{}, 1),
 
 		authentications: make(chan struct{}, c.MaxHandshakes),

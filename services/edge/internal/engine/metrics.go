@@ -26,7 +26,6 @@ type counters struct {
 	gaps      atomic.Uint64
 	warned    atomic.Uint64 // clients that were told they are slow
 	conflated atomic.Uint64 // events
-	held      atomic.Uint64 // refusals, for longer than the least
 	queued    atomic.Int64  // bytes
 
 	connections []atomic.Int64  // by market; the last: none
@@ -136,7 +135,6 @@ func newMetrics(meter metric.Meter, e *Engine, markets []string) (*metrics, erro
 	count("relay_edge_oversized_events", "Events and messages never sent because no client takes that much.", func(c *counters) *atomic.Uint64 { return &c.oversized })
 	count("relay_edge_conflated_events", "Quotes replaced by later ones of their symbol, for slow clients that asked for it.", func(c *counters) *atomic.Uint64 { return &c.conflated })
 	count("relay_edge_gap_notices", "Gap notices to clients.", func(c *counters) *atomic.Uint64 { return &c.gaps })
-	count("relay_edge_held_refusals", "Refusals of second connections that were held for longer, because others of the user came shortly before.", func(c *counters) *atomic.Uint64 { return &c.held })
 	b.counter("relay_edge_slow_clients", "Clients that took too little, by what was done.", map[attribute.Set]func(c *counters) uint64{
 		attribute.NewSet(attribute.String("action", "warned")): func(c *counters) uint64 { return c.warned.Load() },
 		attribute.NewSet(attribute.String("action", "closed")): func(c *counters) uint64 { return c.closes[dialect.SlowConsumer].Load() },

@@ -320,7 +320,7 @@ func TestEverySeriesIsThereFromTheStart(t *testing.T) {
 	}
 	for _, name := range []string{
 		"relay_edge_connections market=stocks", "relay_edge_connections market=none", "relay_edge_connections_limit",
-		"relay_edge_slow_clients action=closed", "relay_edge_slow_clients action=warned", "relay_edge_conflated_events", "relay_edge_held_refusals", "relay_edge_commands", "relay_edge_frames", "relay_edge_events", "relay_edge_writes",
+		"relay_edge_slow_clients action=closed", "relay_edge_slow_clients action=warned", "relay_edge_conflated_events", "relay_edge_commands", "relay_edge_frames", "relay_edge_events", "relay_edge_writes",
 		"relay_edge_sent_bytes", "relay_edge_discarded_bytes", "relay_edge_oversized_events", "relay_edge_gap_notices", "relay_edge_send_queue_bytes",
 	} {
 		if _, ok := series[name]; !ok {

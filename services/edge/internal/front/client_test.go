@@ -1,15 +1,12 @@
 package front
 
 import (
-	"bytes"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
-
-	"github.com/cutemarkets/relay/services/internal/secret"
 )
 
 func TestClientAddr(t *testing.T) {
@@ -68,7 +65,7 @@ func TestClientAddrSpoof(t *testing.T) {
 func TestThrottle(t *testing.T) {
 	now := time.Unix(1000, 0)
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	s := newThrottle[netip.Addr](2, 3)
+	s := newThrottle(2, 3)
 	for i := range 3 {
 		if !s.ready(a, now) || !s.take(a, now) {
 			t.Fatalf("token %d is missing", i)
@@ -95,34 +92,16 @@ func TestThrottle(t *testing.T) {
 			t.Errorf("after an hour, token %d: %v", i, got)
 		}
 	}
-	var none *throttle[netip.Addr]
+	var none *throttle
 	if !none.take(a, now) {
 		t.Error("no throttle refuses")
-	}
-}
-
-// TestDigest: a key is told from others, in this process alone, and cannot be read
-// from its digest.
-func TestDigest(t *testing.T) {
-	one, other := newDigester(), newDigester()
-	a, b := secret.New(canary), secret.New(canary+"1")
-	first := one.digest(a)
-	if first != one.digest(a) || first == one.digest(b) || first == other.digest(a) {
-		t.Error("digests do not tell keys apart")
-	}
-	if bytes.Contains(first[:], []byte(canary[:4])) {
-		t.Error("the digest shows the key")
-	}
-	long := strings.Repeat("x", 2048)
-	if one.digest(secret.New(long)) == one.digest(secret.New(long+"x")) {
-		t.Error("the end of a long key does not count")
 	}
 }
 
 // TestThrottleIsBounded floods a throttle with addresses.
 func TestThrottleIsBounded(t *testing.T) {
 	now := time.Unix(1000, 0)
-	s := newThrottle[netip.Addr](1, 1)
+	s := newThrottle(1, 1)
 	addr := netip.MustParseAddr("10.0.0.0")
 	for range maxBuckets + 1000 {
 		addr = addr.Next()
@@ -155,16 +134,14 @@ func TestBucketKey(t *testing.T) {
 // TestNoAllocs holds what an attack can make us do most often.
 func TestNoAllocs(t *testing.T) {
 	now := time.Unix(1000, 0)
-	s := newThrottle[netip.Addr](1, 1)
-	digester, key := newDigester(), secret.New(canary)
-	addr := bucketKey(netip.MustParseAddr("2001:db8::1"))
+	s := newThrottle(1, 1)
+	addr := netip.MustParseAddr("2001:db8::1")
 	trusted := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	peer, forwarded := netip.MustParseAddr("10.0.0.1"), []string{"198.51.100.1, 10.0.0.2"}
 	r := parse(t, request("/v1/ws/stocks/"))
 	s.take(addr, now)
 	for name, fn := range map[string]func(){
 		"throttle": func() { s.ready(addr, now); s.take(addr, now) },
-		"digest":   func() { digester.digest(key) },
 		"client":   func() { clientAddr(peer, forwarded, trusted) },
 		"checks":   func() { checkRequest(r, route(r.URL.Path)); checkOrigin(r, nil); checkUpgrade(r) },
 	} {

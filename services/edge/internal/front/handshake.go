@@ -18,7 +18,6 @@ import (
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/frame"
 	"github.com/cutemarkets/relay/services/edge/internal/front/envelope"
-	"github.com/cutemarkets/relay/services/internal/secret"
 )
 
 const (
@@ -97,10 +96,6 @@ func (f *Front) handshake(w http.ResponseWriter, r *http.Request) dialect.Reason
 		return no.reason
 	}
 	opening := f.deps.Dialect.Open(r)
-	if no := f.admitKey(opening.Credential, time.Now()); no != nil {
-		f.refuse(w, no, client)
-		return no.reason
-	}
 	extensions := f.negotiate(r)
 	conn, early, err := upgrade(w, r, extensions)
 	if err != nil {
@@ -126,9 +121,9 @@ func (f *Front) admit(r *http.Request, client netip.Addr, now time.Time) *refusa
 		return podFull
 	case f.opening() > f.options.MaxHandshakes:
 		return tooManyHandshakes
-	case !f.handshakes.take(bucketKey(client), now):
+	case !f.handshakes.take(client, now):
 		return f.tooMany
-	case !f.failures.ready(bucketKey(client), now):
+	case !f.failures.ready(client, now):
 		return f.tooFailing
 	}
 	if no := checkOrigin(r, f.options.AllowedOrigins); no != nil {
@@ -137,21 +132,13 @@ func (f *Front) admit(r *http.Request, client netip.Addr, now time.Time) *refusa
 	return checkUpgrade(r)
 }
 
-// admitKey decides whether a request with an API key is upgraded; without one it is.
-func (f *Front) admitKey(key secret.Secret, now time.Time) *refusal {
-	if f.keys == nil || key.Empty() || f.keys.take(f.digester.digest(key), now) {
-		return nil
-	}
-	return f.tooManyOfKey
-}
-
 // refuse answers with a refusal; net/http closes the connection after it.
 func (f *Front) refuse(w http.ResponseWriter, no *refusal, client netip.Addr) {
 	now := time.Now()
 	if no.charged {
-		f.failures.take(bucketKey(client), now)
+		f.failures.take(client, now)
 	}
-	if f.reports.take(bucketKey(client), now) {
+	if f.reports.take(client, now) {
 		f.log.Info("handshake refused, more of this address in the next minute are not logged",
 			slog.String("reason", no.reason.String()), slog.Int("status", no.status), slog.Any("client", bucketKey(client)))
 	}
