@@ -152,3 +152,25 @@ func TestMemoryOfABacklogIsBounded(t *testing.T) {
 		b.release()
 	}
 }
+
+// TestDrainingALongBacklogIsLinear: what was written is not moved again for each
+// write.
+func TestDrainingALongBacklogIsLinear(t *testing.T) {
+	t.Parallel()
+	var b backlog
+	one := textFrame(strings.Repeat("x", 150))
+	for range 100_000 {
+		b.add(one, 0, time.Now())
+	}
+	moved := 0
+	for !b.empty() {
+		before := b.first
+		b.took(len(b.next()))
+		if b.first < before {
+			moved += len(b.frames)
+		}
+	}
+	if moved > 200_000 {
+		t.Errorf("%d frames moved for 100,000", moved)
+	}
+}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"strings"
 	"testing"
 	"time"
 
@@ -86,28 +85,6 @@ func TestTooSlowClientHasTheLastWord(t *testing.T) {
 		}
 		b.expect(r, "slow", "[2]", "bye slow_consumer", "close 1008 slow_consumer")
 	})
-}
-
-// TestDrainingALongBacklogIsLinear: what was written is not moved again for each
-// write.
-func TestDrainingALongBacklogIsLinear(t *testing.T) {
-	t.Parallel()
-	var b backlog
-	one := textFrame(strings.Repeat("x", 150))
-	for range 100_000 {
-		b.add(one, 0, time.Now())
-	}
-	moved := 0
-	for !b.empty() {
-		before := b.first
-		b.took(len(b.next()))
-		if b.first < before {
-			moved += len(b.frames)
-		}
-	}
-	if moved > 200_000 {
-		t.Errorf("%d frames moved for 100,000", moved)
-	}
 }
 
 func TestPatience(t *testing.T) {

@@ -254,10 +254,8 @@ func (t *socket) deadline() time.Time {
 	case t.fd < 0:
 	case t.closed:
 		return t.shard.started.Add(time.Duration(t.heard))
-	default:
-		if in := t.connection().meanwhile().in; in != nil {
-			return t.shard.started.Add(time.Duration(in.until))
-		}
+	case t.aside != nil && t.aside.in != nil:
+		return t.shard.started.Add(time.Duration(t.aside.in.until))
 	}
 	return time.Time{}
 }

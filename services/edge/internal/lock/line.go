@@ -160,9 +160,9 @@ func (m *Manager) exchange(batch []request) {
 }
 
 // begin tells a lease that its request is being sent. It reports false when
-// there is nothing to send: the caller of an acquire has given up, or Run has
-// and is giving back all that Redis may hold, which its bucket does; or the lease of a release has an
-// operation in flight, after which its bucket goes on.
+// there is nothing to send: the caller of an acquire has given up, or Run has and
+// is giving back all that Redis may hold, which is left to the bucket; or the lease
+// of a release has an operation in flight, after which its bucket goes on.
 func (m *Manager) begin(r request) bool {
 	l := r.lease
 	b := &m.buckets[l.bucket]

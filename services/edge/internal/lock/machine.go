@@ -127,8 +127,9 @@ func (m *machine) reply(t timing, now time.Duration, o op, got outcome) event {
 }
 
 func (m *machine) acquired(t timing, now time.Duration, got outcome) event {
-	asked := m.state == acquiring                                    // else the holder has gone meanwhile
-	if asked && m.tries == 0 && (got == refused || got == unknown) { // once more: our own token is no other's
+	asked := m.state == acquiring // else the holder has gone meanwhile
+	// Once more, with the same token: should the first try have worked, it is ours.
+	if asked && m.tries == 0 && (got == refused || got == unknown) {
 		m.tries++
 		if got == unknown {
 			m.stray = m.sent + t.ttl

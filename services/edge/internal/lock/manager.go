@@ -8,8 +8,8 @@
 // lost and must stop delivering at once. A lock that Redis has lost is set anew
 // while its holder lives; one that another edge took is lost. Releases are
 // compare-and-delete, on no caller's context, retried until Redis has dropped
-// the key by itself. Only GET, SET, PEXPIRE, DEL, EVAL and PING are
-// needed, neither INFO nor CONFIG.
+// the key by itself. Only GET, SET, PEXPIRE, DEL, EVAL and PING are needed,
+// neither INFO nor CONFIG.
 //
 // Locks are spread over 128 buckets by user, each a Redis Cluster slot. All locks
 // of a bucket are refreshed by one script per 100 keys, every 4 s ±20 %, at
@@ -23,8 +23,9 @@
 // buckets with something to do share one goroutine until it is done; the line has
 // four turns to send, used by a caller or by a goroutine. Under overload callers
 // wait in line until their context ends; only once a request was sent has Redis
-// 1 s to answer, and an acquire is tried twice. 1024 are in flight at most. What waits for Redis is bounded by
-// the sockets, and by the acquires of unknown outcome within one TTL.
+// 1 s to answer, and an acquire is tried twice. 1024 are in flight at most. What
+// waits for Redis is bounded by the sockets, and by the acquires of unknown
+// outcome within two TTLs.
 package lock
 
 import (

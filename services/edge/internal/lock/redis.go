@@ -55,6 +55,9 @@ end
 return r`)
 )
 
+// scripts are those of what buckets do.
+var scripts = [opEnd]*redis.Script{opRefresh: refreshScript, opReacquire: reacquireScript, opRelease: releaseScript}
+
 // acquireOutcome reads the reply to SET NX GET: no answer means set, and our own
 // token means that an earlier try of ours was carried out.
 func acquireOutcome(c *redis.Cmd, token string) outcome {
@@ -133,20 +136,15 @@ func (m *Manager) run(tasks []task) [][]outcome {
 	for n, t := range tasks {
 		keys := make([]string, len(t.leases))
 		args := make([]any, 0, 1+len(t.leases))
-		script := releaseScript
 		if t.op != opRelease {
 			args = append(args, m.timing.ttl.Milliseconds())
-			script = refreshScript
-		}
-		if t.op == opReacquire {
-			script = reacquireScript
 		}
 		for i, l := range t.leases {
 			key, token := l.names()
 			keys[i] = key
 			args = append(args, token)
 		}
-		commands[n] = script.Eval(ctx, pipe, keys, args...)
+		commands[n] = scripts[t.op].Eval(ctx, pipe, keys, args...)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
 		m.failing(err)
