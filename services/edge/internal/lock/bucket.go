@@ -61,6 +61,11 @@ func (b *bucket) removeLocked(l *Lease) {
 func (m *Manager) Run(ctx context.Context) error {
 	wheel := time.NewTicker(wheelTick)
 	defer wheel.Stop()
+	m.workers.Add(1)
+	lifecycle.Go("lock beat", func() {
+		defer m.workers.Add(-1)
+		m.beat(ctx)
+	})
 	for ctx.Err() == nil {
 		select {
 		case <-wheel.C:
@@ -96,6 +101,7 @@ func (m *Manager) releaseAll(b *bucket) {
 // turn looks after the buckets whose time has come.
 func (m *Manager) turn() {
 	now := m.now()
+	m.refuses(now)
 	var due []*bucket
 	for n := range m.buckets {
 		b := &m.buckets[n]
@@ -186,7 +192,8 @@ func (m *Manager) done(t task, got []outcome) {
 	}
 	if t.op == opRefresh && (got[0] == refused || got[0] == unknown) {
 		t.bucket.mu.Lock()
-		t.bucket.refreshAt = max(now+firstRetry, m.onGrid(now+spread(lastRetry*8/10))) // within 1 s
+		soon := max(now+firstRetry, m.onGrid(now+spread(lastRetry*8/10))) // within 1 s
+		t.bucket.refreshAt = min(t.bucket.refreshAt, soon)
 		t.bucket.mu.Unlock()
 	}
 }

@@ -15,9 +15,10 @@ type request struct {
 }
 
 // Acquire takes the user's lock: OK and the lease, or DuplicateConnection when
-// another socket holds it, or LockUnavailable when Redis cannot tell (also when
-// ctx ends first: what may have been taken is then given back). It waits for a
-// turn for as long as ctx lasts; once it was sent, Redis has twice 1 s to answer. A
+// another socket holds it, or LockUnavailable when Redis cannot tell or has just
+// lost data (also when ctx ends first: what may have been taken is then given
+// back). It waits for a turn for as long as ctx lasts; once it was sent, Redis has
+// twice 1 s to answer. A
 // caller that finds a turn free sends itself, and returns with the answer, at
 // most 2 s later than ctx. owner is what Config.Lost is told.
 func (m *Manager) Acquire(ctx context.Context, user string, owner uint64) (*Lease, dialect.Reason) {
@@ -124,21 +125,29 @@ func (m *Manager) waiting() []request {
 
 // exchange carries out requests.
 func (m *Manager) exchange(batch []request) {
+	ctx := m.redis.generations.known(context.Background())
 	sent := batch[:0]
 	for _, r := range batch {
-		if m.begin(r) {
+		if r.op == opAcquire && m.refuses(m.now()) {
+			m.drop(r.lease)
+			r.answer <- dialect.LockUnavailable
+		} else if m.begin(r) {
 			sent = append(sent, r)
 		}
 	}
 	if len(sent) == 0 {
 		return
 	}
-	got := m.send(sent)
+	got := m.send(ctx, sent)
 	now := m.now()
+	refuses := m.refuses(now) // those on their way when the guard began, too
 	var again []request
 	for n, r := range sent {
 		retry := false
 		ev := m.step(r.lease, func(x *machine) event {
+			if refuses && r.op == opAcquire {
+				x.release(now)
+			}
 			ev := x.reply(m.timing, now, r.op, got[n])
 			retry = x.state == acquiring
 			r.lease.inLine = retry
@@ -152,11 +161,20 @@ func (m *Manager) exchange(batch []request) {
 			r.answer <- ev.denied
 		case retry:
 			again = append(again, r)
-		default: // given up meanwhile
+		default: // given up meanwhile, or refused by the guard
 			r.answer <- dialect.LockUnavailable
 		}
 	}
 	m.exchange(again)
+}
+
+// drop gives up an acquire that is not in flight.
+func (m *Manager) drop(l *Lease) {
+	m.step(l, func(x *machine) event {
+		l.inLine = false
+		x.release(m.now())
+		return event{}
+	})
 }
 
 // begin tells a lease that its request is being sent. It reports false when

@@ -50,6 +50,7 @@ type event struct {
 	denied   dialect.Reason
 	lost     dialect.Reason
 	released bool // Redis holds nothing of ours, as far as can be told
+	missing  bool // Redis has lost the lock while its lease is valid
 }
 
 // timing of a lock; all durations.
@@ -75,7 +76,7 @@ const (
 // repeated.
 type machine struct {
 	sent  time.Duration // the last command that creates or extends the key
-	at    time.Duration // until when the lease is valid; releasing: when the release is tried next
+	at    time.Duration // until when the lease is valid; releasing: when the release is tried next, or was sent
 	stray time.Duration // until when a command that creates the key may be on its way
 	state state
 	busy  bool  // an operation is in flight
@@ -106,7 +107,9 @@ func (m *machine) live() bool { return m.state == held || m.state == missing }
 // send tells that the operation is being sent.
 func (m *machine) send(now time.Duration, o op) {
 	m.busy = true
-	if o != opRelease {
+	if o == opRelease {
+		m.at = now
+	} else {
 		m.sent = now
 	}
 }
@@ -150,7 +153,7 @@ func (m *machine) acquired(t timing, now time.Duration, got outcome) event {
 		m.backOff(now) // the command first
 	default:
 		m.state = gone
-		if m.uncertain(now) {
+		if m.uncertain(m.sent) {
 			m.state = releasing
 			m.backOff(now)
 		}
@@ -176,7 +179,9 @@ func (m *machine) refreshed(t timing, now time.Duration, got outcome) event {
 	case absent:
 		if m.state == held {
 			m.state = missing
-		} else if !m.uncertain(now) {
+			return event{missing: now < m.at}
+		}
+		if !m.uncertain(m.sent) {
 			m.state = gone
 			return m.tell()
 		}
@@ -202,7 +207,7 @@ func (m *machine) reacquired(t timing, now time.Duration, got outcome) event {
 func (m *machine) deleted(t timing, now time.Duration, got outcome) event {
 	expired := now >= max(m.sent, m.stray)+t.ttl+t.timeout // Redis has dropped the key by itself
 	switch {
-	case expired, !m.uncertain(now) && (got == mine || got == other || got == absent):
+	case expired, !m.uncertain(m.at) && (got == mine || got == other || got == absent):
 		m.state = gone
 		return m.tell()
 	case got == mine || got == other || got == absent: // another try may still be on its way
@@ -233,7 +238,7 @@ func (m *machine) tick(now time.Duration) event {
 func (m *machine) taken(now time.Duration) event {
 	was := m.live()
 	m.state = gone
-	if m.uncertain(now) {
+	if m.uncertain(m.sent) {
 		m.state = releasing
 		m.backOff(now)
 	}
@@ -244,13 +249,18 @@ func (m *machine) taken(now time.Duration) event {
 	return m.tell()
 }
 
-func (m *machine) uncertain(now time.Duration) bool { return now < m.stray }
+// uncertain reports whether a command that creates the key may reach Redis after
+// one that was sent at that time.
+func (m *machine) uncertain(sent time.Duration) bool { return sent < m.stray }
 
 func (m *machine) extend(t timing) {
 	if m.state < releasing {
 		m.at = m.sent + t.ttl - t.margin
 	}
 }
+
+// confirmed is when the last confirmed command was sent.
+func (m *machine) confirmed(t timing) time.Duration { return m.at - t.ttl + t.margin }
 
 func (m *machine) backOff(now time.Duration) {
 	m.at = now + min(firstRetry<<m.tries, lastRetry)

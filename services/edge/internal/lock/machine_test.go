@@ -1,14 +1,8 @@
 package lock
 
 import (
-	"container/heap"
-	"fmt"
-	"math/rand/v2"
-	"slices"
 	"testing"
 	"time"
-
-	"pgregory.net/rapid"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 )
@@ -29,6 +23,7 @@ func TestMachine(t *testing.T) {
 	granted, released := event{granted: true}, event{released: true}
 	duplicate, unavailable := event{denied: dialect.DuplicateConnection}, event{denied: dialect.LockUnavailable}
 	taken, silent := event{lost: dialect.LockLost}, event{lost: dialect.LockUnavailable}
+	lostData := event{missing: true}
 	s := time.Second
 	for name, steps := range map[string][]step{
 		"hold and release": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", mine, event{}, held},
@@ -51,17 +46,22 @@ func TestMachine(t *testing.T) {
 		"refresh fails until the deadline": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", unknown, event{}, held},
 			{14*s - 1, "tick", 0, event{}, held}, {14 * s, "tick", 0, silent, releasing}, {14 * s, "delete", mine, released, gone}},
 		"taken by another": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", other, taken, gone}},
-		"missing, set anew": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, event{}, missing},
+		"missing, set anew": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, lostData, missing},
 			{4 * s, "reacquire", mine, event{}, held}, {17 * s, "tick", 0, event{}, held}, {18 * s, "tick", 0, silent, releasing}},
-		"missing, taken by another": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, event{}, missing},
+		"missing, taken by another": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, lostData, missing},
 			{4 * s, "reacquire", other, taken, gone}},
-		"missing, Redis away again": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, event{}, missing},
+		"missing, after the deadline": {{0, "acquire", mine, granted, held}, {14 * s, "refresh", absent, event{}, missing},
+			{14 * s, "tick", 0, silent, releasing}},
+		"missing, Redis away again": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, lostData, missing},
 			{4 * s, "reacquire", refused, event{}, held}, {14 * s, "tick", 0, silent, releasing}},
-		"missing, then released": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, event{}, missing},
+		"missing, then released": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, lostData, missing},
 			{4 * s, "release", 0, event{}, releasing}, {4 * s, "delete", absent, released, gone}},
-		"set anew with an unknown outcome, then released": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, event{}, missing},
+		"set anew with an unknown outcome, then released": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, lostData, missing},
 			{4 * s, "reacquire", unknown, event{}, held}, {4 * s, "release", 0, event{}, releasing},
 			{4 * s, "delete", absent, released, releasing}, {5 * s, "delete", mine, event{}, releasing}},
+		"set anew with an unknown outcome, then Redis away": {{0, "acquire", mine, granted, held}, {4 * s, "refresh", absent, lostData, missing},
+			{4 * s, "reacquire", unknown, event{}, held}, {4 * s, "release", 0, event{}, releasing},
+			{34 * s, "delete", unknown, event{}, releasing}, {35 * s, "delete", unknown, released, gone}},
 		"release retried": {{0, "acquire", mine, granted, held}, {s, "release", 0, event{}, releasing},
 			{s, "delete", unknown, event{}, releasing}, {2 * s, "delete", refused, event{}, releasing},
 			{3 * s, "release", 0, event{}, releasing}, {3 * s, "delete", absent, released, gone}},
@@ -120,237 +120,23 @@ func TestMachineReleasedInFlight(t *testing.T) {
 	}
 }
 
-// world is a discrete-event model: one user, some edges, a Redis that loses no
-// data, and a network that delays and loses requests and replies.
-type world struct {
-	t      *rapid.T
-	random *rand.Rand
-	now    time.Duration
-	queue  events
-	order  int
-
-	token   string // in Redis
-	expires time.Duration
-	down    time.Duration // Redis is not reached until then
-	calm    bool          // no more faults, no more sockets
-
-	sockets []*socket // whose machines have not ended
-	number  int
-	grants  int
-}
-
-type socket struct {
-	machine
-	token  string
-	live   bool
-	paused time.Duration // its edge stands still until then
-	dueAt  time.Duration
-}
-
-type modelEvent struct {
-	at    time.Duration
-	order int
-	do    func()
-}
-
-type events []modelEvent
-
-func (e events) Len() int { return len(e) }
-func (e events) Less(a, b int) bool {
-	return e[a].at < e[b].at || e[a].at == e[b].at && e[a].order < e[b].order
-}
-func (e events) Swap(a, b int) { e[a], e[b] = e[b], e[a] }
-func (e *events) Push(x any)   { *e = append(*e, x.(modelEvent)) }
-func (e *events) Pop() any {
-	last := (*e)[len(*e)-1]
-	*e = (*e)[:len(*e)-1]
-	return last
-}
-
-func (w *world) in(d time.Duration, do func()) {
-	w.order++
-	heap.Push(&w.queue, modelEvent{at: w.now + d, order: w.order, do: do})
-}
-
-func (w *world) upTo(limit time.Duration) time.Duration {
-	return time.Duration(w.random.Int64N(int64(limit)))
-}
-
-func (w *world) chance(percent int) bool { return !w.calm && w.random.IntN(100) < percent }
-
-// exec carries out an operation in Redis.
-func (w *world) exec(o op, token string) outcome {
-	if w.token != "" && w.now >= w.expires {
-		w.token = ""
+// What counts is when the delete was sent: the acquire may come right behind it.
+func TestMachineDeletedBeforeALateCommand(t *testing.T) {
+	var m machine
+	for range 2 {
+		m.send(0, opAcquire)
+		m.reply(testTiming, time.Second, opAcquire, unknown)
 	}
-	switch {
-	case w.token == "" && (o == opAcquire || o == opReacquire):
-		w.token, w.expires = token, w.now+testTiming.ttl
-		return mine
-	case w.token == "":
-		return absent
-	case w.token != token:
-		return other
-	case o == opRefresh:
-		w.expires = w.now + testTiming.ttl
-	case o == opRelease:
-		w.token = ""
-	}
-	return mine
-}
-
-// call sends an operation and delivers exactly one reply to the socket.
-func (w *world) call(s *socket, o op) {
-	s.send(w.now, o)
-	answered := false
-	answer := func(got outcome) {
-		if answered {
-			return
-		}
-		answered = true
-		w.awake(s, func() {
-			w.observe(s, s.reply(testTiming, w.now, o, got))
-			if o == opRefresh && (got == refused || got == unknown) {
-				s.dueAt = w.now + 800*time.Millisecond
-			}
-		})
-	}
-	if w.now < w.down {
-		w.in(time.Millisecond, func() { answer(refused) })
-		return
-	}
-	w.in(testTiming.timeout, func() { answer(unknown) })
-	if w.chance(5) {
-		return // the request is lost
-	}
-	way := time.Millisecond + w.upTo(200*time.Millisecond)
-	if w.chance(5) {
-		way += w.upTo(4 * time.Second) // Redis stands still meanwhile
-	}
-	lost := w.chance(5)
-	w.in(way, func() {
-		got := w.exec(o, s.token)
-		if !lost {
-			w.in(time.Millisecond+w.upTo(200*time.Millisecond), func() { answer(got) })
-		}
-	})
-}
-
-// awake runs do once the socket's edge runs; the first code to run after a
-// pause asks for the deadline, as writers do with Lease.Valid.
-func (w *world) awake(s *socket, do func()) {
-	if w.now < s.paused {
-		w.in(s.paused-w.now, func() { w.awake(s, do) })
-		return
-	}
-	w.observe(s, s.tick(w.now))
-	do()
-}
-
-func (w *world) observe(s *socket, ev event) {
-	switch {
-	case ev.granted:
-		s.live = true
-		w.grants++
-	case ev.lost != dialect.OK:
-		s.live = false
-	case ev.released && s.live:
-		w.t.Fatalf("%v: %s released while live", w.now, s.token)
-	}
-	w.check()
-}
-
-func (w *world) check() {
-	live := 0
-	for _, s := range w.sockets {
-		if s.live && w.now >= s.paused && w.now < s.at {
-			live++
-		}
-		if s.live && w.now >= s.paused && w.now > s.at+50*time.Millisecond {
-			w.t.Fatalf("%v: %s is live after its deadline", w.now, s.token)
+	for _, way := range []struct {
+		sent, replied time.Duration
+		want          state
+	}{
+		{testTiming.ttl - 1, testTiming.ttl + time.Second/2, releasing},
+		{testTiming.ttl + 2*time.Second, testTiming.ttl + 3*time.Second, gone},
+	} {
+		m.send(way.sent, opRelease)
+		if m.reply(testTiming, way.replied, opRelease, absent); m.state != way.want {
+			t.Fatalf("a delete sent after %v, answered after %v: state %d, want %d", way.sent, way.replied, m.state, way.want)
 		}
 	}
-	if live > 1 {
-		w.t.Fatalf("%v: %d live sockets of one user", w.now, live)
-	}
-}
-
-// wheel turns for a socket until its machine is gone.
-func (w *world) wheel(s *socket) {
-	w.awake(s, func() {
-		due := w.now >= s.dueAt
-		if o := s.next(w.now, due); o != opNone {
-			if o == opRefresh {
-				s.dueAt = w.now + 3200*time.Millisecond + w.upTo(1600*time.Millisecond)
-			}
-			w.call(s, o)
-		}
-		if s.state != gone {
-			w.in(20*time.Millisecond, func() { w.wheel(s) })
-			return
-		}
-		w.sockets = slices.DeleteFunc(w.sockets, func(o *socket) bool { return o == s })
-	})
-}
-
-// connect makes a socket that stays a while, and the next one after a while.
-func (w *world) connect() {
-	if w.calm {
-		return
-	}
-	s := &socket{token: fmt.Sprint("token-", w.number)}
-	s.dueAt = w.now + w.upTo(4*time.Second)
-	w.number++
-	w.sockets = append(w.sockets, s)
-	w.wheel(s)
-	w.in(100*time.Millisecond+w.upTo(30*time.Second), func() {
-		w.awake(s, func() {
-			s.live = false
-			s.release(w.now)
-		})
-	})
-	w.in(w.upTo(3*time.Second), w.connect)
-}
-
-func (w *world) faults() {
-	if w.calm {
-		return
-	}
-	if w.chance(30) {
-		w.down = w.now + w.upTo(40*time.Second)
-	}
-	for _, s := range w.sockets {
-		if s.state != gone && w.chance(10) {
-			s.paused = max(s.paused, w.now+w.upTo(40*time.Second))
-		}
-	}
-	w.in(w.upTo(20*time.Second), w.faults)
-}
-
-// Without loss of data in Redis there are never two live sockets of one user,
-// whatever is delayed, lost or paused (L1); no socket outlives its deadline;
-// and in the end nothing is left in Redis (L9) and every machine has ended.
-func TestMachineModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		seed := rapid.Uint64().Draw(t, "seed")
-		w := &world{t: t, random: rand.New(rand.NewPCG(seed, 1))}
-		w.connect()
-		w.in(w.upTo(20*time.Second), w.faults)
-		w.in(2*time.Minute, func() { w.calm = true })
-		for w.queue.Len() > 0 {
-			e := heap.Pop(&w.queue).(modelEvent)
-			w.now = e.at
-			e.do()
-			w.check()
-		}
-		if w.exec(opRefresh, "nobody") != absent {
-			t.Fatalf("%s is left in Redis", w.token)
-		}
-		for _, s := range w.sockets {
-			t.Fatalf("%s never ended: state %d", s.token, s.state)
-		}
-		if w.grants == 0 {
-			t.Fatal("the model granted nothing")
-		}
-	})
 }

@@ -8,8 +8,14 @@
 // lost and must stop delivering at once. A lock that Redis has lost is set anew
 // while its holder lives; one that another edge took is lost. Releases are
 // compare-and-delete, on no caller's context, retried until Redis has dropped
-// the key by itself. Only GET, SET, PEXPIRE, DEL, EVAL and PING are needed,
-// neither INFO nor CONFIG.
+// the key by itself. Only GET, SET, PEXPIRE, DEL, EVAL and PING are needed; CONFIG
+// is not, and INFO only to see that Redis is another process than before.
+//
+// When Redis may have lost data (it is another process, or a lock is missing while
+// its lease is valid), newcomers are refused for 2.5 s and all locks are asserted
+// anew, spread over 0.75 s: the edges that hold locks set them before anybody may
+// take them. A process that has just started knows of no loss. In a Cluster a
+// replica that takes over is noticed by the locks it lacks alone.
 //
 // Locks are spread over 128 buckets by user, each a Redis Cluster slot. All locks
 // of a bucket are refreshed by one script per 100 keys, every 4 s ±20 %, at
@@ -19,13 +25,13 @@
 // together, up to 256 in a pipeline. What else is to be done, a bucket does, one
 // operation at a time. A lock never has more than one operation in flight.
 //
-// Goroutines: Run is the wheel that wakes buckets and watches deadlines; up to 8
-// buckets with something to do share one goroutine until it is done; the line has
-// four turns to send, used by a caller or by a goroutine. Under overload callers
-// wait in line until their context ends; only once a request was sent has Redis
-// 1 s to answer, and an acquire is tried twice. 1024 are in flight at most. What
-// waits for Redis is bounded by the sockets, and by the acquires of unknown
-// outcome within two TTLs.
+// Goroutines: Run is the wheel that wakes buckets and watches deadlines, and a
+// beat beside it that keeps a connection to Redis; up to 8 buckets with something
+// to do share one goroutine until it is done; the line has four turns to send,
+// used by a caller or by a goroutine. Under overload callers wait in line until
+// their context ends; only once a request was sent has Redis 1 s to answer, and an
+// acquire is tried twice. 1024 are in flight at most. What waits for Redis is
+// bounded by the sockets, and by the acquires of unknown outcome within two TTLs.
 package lock
 
 import (
@@ -89,7 +95,7 @@ type Manager struct {
 	// Static after construction.
 	config  Config
 	timing  timing
-	redis   redis.UniversalClient
+	redis   *client
 	log     *slog.Logger
 	metrics *metrics
 	born    time.Time
@@ -105,6 +111,7 @@ type Manager struct {
 	leases  atomic.Int64 // that Redis may hold
 	workers atomic.Int64
 	warned  atomic.Int64 // when a failure was last logged, ns since born
+	losses  losses
 	pings   pings
 }
 
@@ -125,8 +132,8 @@ type Lease struct {
 	unheld  bool  // Release was called
 }
 
-// New makes a manager; locks are refreshed in Run.
-func New(c Config, client redis.UniversalClient, meter metric.Meter, log *slog.Logger) (*Manager, error) {
+// New makes a manager; locks are refreshed in Run. The client is one of NewClient.
+func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger) (*Manager, error) {
 	if c.EdgeID == "" || c.Lost == nil || c.Released == nil {
 		return nil, errors.New("lock: an edge id and the callbacks Lost and Released are needed")
 	}
@@ -136,10 +143,14 @@ func New(c Config, client redis.UniversalClient, meter metric.Meter, log *slog.L
 	if gap := c.Refresh * 12 / 10; c.TTL-c.Margin < 2*gap+opTimeout {
 		return nil, fmt.Errorf("lock: a TTL of %v is too short for a refresh every %v", c.TTL, c.Refresh)
 	}
+	ours, err := clientOf(r)
+	if err != nil {
+		return nil, err
+	}
 	m := &Manager{
 		config:  c,
 		timing:  timing{ttl: c.TTL, margin: c.Margin, timeout: opTimeout},
-		redis:   client,
+		redis:   ours,
 		log:     log.With(slog.String("component", "lock")),
 		born:    time.Now().Add(-time.Nanosecond), // so that no time is 0
 		tokens:  c.EdgeID + "/" + random() + "/",
@@ -147,7 +158,6 @@ func New(c Config, client redis.UniversalClient, meter metric.Meter, log *slog.L
 		turns:   make(chan struct{}, turns),
 		closing: make(chan struct{}),
 	}
-	var err error
 	m.metrics, err = newMetrics(meter, &m.held)
 	return m, err
 }
@@ -227,13 +237,15 @@ func (m *Manager) step(l *Lease, input func(*machine) event) event {
 	before := l.machine
 	ev := input(&l.machine)
 	m.settleLocked(b, l, &before)
-	unheld := l.unheld
+	unheld, confirmed := l.unheld, l.machine.confirmed(m.timing)
 	b.mu.Unlock()
 	switch {
 	case ev.lost != dialect.OK:
 		m.config.Lost(l.owner, ev.lost)
 	case ev.released && unheld:
 		m.config.Released(l.owner)
+	case ev.missing:
+		m.vanished(m.now(), confirmed)
 	}
 	return ev
 }

@@ -14,10 +14,14 @@ var opNames = [opEnd]string{opAcquire: "acquire", opRefresh: "refresh", opReacqu
 
 var outcomeNames = [outcomeEnd]string{mine: "mine", other: "other", absent: "missing", refused: "refused", unknown: "unknown"}
 
+var triggerNames = [triggerEnd]string{generation: "generation", vanished: "missing"}
+
 // metrics are the package's instruments, all label values made at zero.
 type metrics struct {
 	operations metric.Int64Counter
 	durations  metric.Float64Histogram
+	guards     metric.Int64Counter
+	triggers   [triggerEnd]metric.MeasurementOption
 	results    [opEnd][outcomeEnd]metric.MeasurementOption
 	ops        [opEnd]metric.MeasurementOption
 }
@@ -46,6 +50,15 @@ func newMetrics(meter metric.Meter, held *atomic.Int64) (*metrics, error) {
 	if err != nil {
 		return fail(err)
 	}
+	m.guards, err = meter.Int64Counter("relay_edge_lock_guards",
+		metric.WithDescription("Times that newcomers were refused and all locks asserted anew because Redis may have lost some, by trigger: generation (Redis is another process than before), missing (a lock was gone while its lease was valid)."))
+	if err != nil {
+		return fail(err)
+	}
+	for t := noTrigger + 1; t < triggerEnd; t++ {
+		m.triggers[t] = metric.WithAttributes(attribute.String("trigger", triggerNames[t]))
+		m.guards.Add(context.Background(), 0, m.triggers[t])
+	}
 	for o := opNone + 1; o < opEnd; o++ {
 		m.ops[o] = metric.WithAttributes(attribute.String("op", opNames[o]))
 		for r := range outcomeEnd {
@@ -55,6 +68,9 @@ func newMetrics(meter metric.Meter, held *atomic.Int64) (*metrics, error) {
 	}
 	return m, nil
 }
+
+// guarded counts a guard that has begun.
+func (m *metrics) guarded(t trigger) { m.guards.Add(context.Background(), 1, m.triggers[t]) }
 
 // done counts an operation of a round trip and what it meant for each lock.
 func (m *metrics) done(o op, took time.Duration, got []outcome) {

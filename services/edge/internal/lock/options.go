@@ -50,6 +50,26 @@ func (o Options) Validate() error {
 	return nil
 }
 
+// connectTo makes the kind of client that the options ask for.
+func connectTo(o Options, u *redis.UniversalOptions) *client {
+	c := &client{generations: generations{runs: map[string]string{}}}
+	u.OnConnect = c.generations.onConnect("")
+	switch {
+	case o.MasterName != "":
+		c.UniversalClient = redis.NewFailoverClient(u.Failover())
+	case len(o.Address) > 1:
+		cluster := u.Cluster()
+		cluster.NewClient = func(node *redis.Options) *redis.Client {
+			node.OnConnect = c.generations.onConnect(node.Addr)
+			return redis.NewClient(node)
+		}
+		c.UniversalClient = redis.NewClusterClient(cluster)
+	default:
+		c.UniversalClient = redis.NewClient(u.Simple())
+	}
+	return c
+}
+
 // NewClient makes the Redis client of the locks; name is what Redis calls its
 // connections. The client never retries by itself: a retry must know what the
 // first try may have done. Nor does it follow redirections: when a node of a
@@ -100,5 +120,5 @@ func NewClient(o Options, name string) (redis.UniversalClient, error) {
 			}
 		}
 	}
-	return redis.NewUniversalClient(u), nil
+	return connectTo(o, u), nil
 }

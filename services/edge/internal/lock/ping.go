@@ -2,6 +2,7 @@ package lock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -10,6 +11,8 @@ import (
 )
 
 const pingTTL = time.Second
+
+var errGuarded = errors.New("lock: Redis may have lost locks; newcomers are refused for a moment")
 
 // pings is the cache of Ping.
 type pings struct {
@@ -22,8 +25,9 @@ type pings struct {
 	at      time.Time
 }
 
-// Ping returns how long Redis takes to answer; answers are kept for 1 s and
-// callers share a call.
+// Ping returns how long Redis takes to answer, or an error, also while newcomers
+// are refused because it may have lost locks. Answers are kept for 1 s and callers
+// share a call.
 func (m *Manager) Ping(ctx context.Context) (time.Duration, error) {
 	result := m.pings.calls.DoChan("", func() (any, error) { return m.ping() })
 	select {
@@ -47,8 +51,11 @@ func (m *Manager) ping() (time.Duration, error) {
 	sent := time.Now()
 	err = m.redis.Ping(ctx).Err()
 	latency = time.Since(sent)
-	if err != nil {
+	switch {
+	case err != nil:
 		latency, err = 0, fmt.Errorf("lock: ping: %w", err)
+	case m.refuses(m.now()):
+		latency, err = 0, errGuarded
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

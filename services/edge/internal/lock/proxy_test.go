@@ -12,12 +12,12 @@ import (
 // and cut the connection: the command has run, nobody is told.
 type proxy struct {
 	address string
-	target  string
 	cuts    atomic.Int64
 
 	mu       sync.Mutex
 	listener net.Listener
 	conns    []net.Conn
+	target   string
 	command  []byte // of the next cuts
 	left     int    // of them
 
@@ -55,13 +55,26 @@ func (p *proxy) close() {
 	}
 }
 
+// moveTo puts another Redis in the place of the one there was.
+func (p *proxy) moveTo(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+	for _, c := range p.conns {
+		_ = c.Close()
+	}
+}
+
 func (p *proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("tcp", p.target)
+		p.mu.Lock()
+		target := p.target
+		p.mu.Unlock()
+		server, err := net.Dial("tcp", target)
 		if err != nil {
 			_ = client.Close()
 			return

@@ -19,6 +19,8 @@ for i = 1, #KEYS do
   local v = redis.call('GET', KEYS[i])
   if not v then
     redis.call('SET', KEYS[i], ARGV[i + 1], 'PX', ARGV[1])
+  elseif v == ARGV[i + 1] then
+    redis.call('PEXPIRE', KEYS[i], ARGV[1])
   end
   r[i] = (not v or v == ARGV[i + 1]) and 1 or 0
 end
@@ -78,7 +80,7 @@ func failure(err error) outcome {
 	var reply redis.Error
 	var dial *net.OpError
 	switch {
-	case errors.As(err, &reply), errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrClosed):
+	case errors.As(err, &reply), errors.Is(err, errGeneration), errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrClosed):
 		return refused
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return refused
@@ -88,8 +90,8 @@ func failure(err error) outcome {
 
 // send carries out requests from the line. The script goes as text: in a pipeline
 // there is no falling back to it.
-func (m *Manager) send(requests []request) []outcome {
-	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
+func (m *Manager) send(ctx context.Context, requests []request) []outcome {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	sent := time.Now()
 	pipe := m.redis.Pipeline()

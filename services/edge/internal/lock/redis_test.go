@@ -83,6 +83,13 @@ func plain(t testing.TB, address string) *redis.Client {
 func newManager(t testing.TB, c Config, o Options) *Manager {
 	t.Helper()
 	m := newIdleManager(t, c, o)
+	run(t, m)
+	return m
+}
+
+// run runs a manager until the test ends.
+func run(t testing.TB, m *Manager) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
@@ -92,7 +99,6 @@ func newManager(t testing.TB, c Config, o Options) *Manager {
 			t.Errorf("Run: %v", err)
 		}
 	})
-	return m
 }
 
 // newIdleManager makes a manager whose losses are errors unless c says who is
@@ -411,11 +417,11 @@ func TestWithoutInfoAndConfig(t *testing.T) {
 	l := mustAcquire(t, m, "user-1")
 	before := deadline(l)
 	eventually(t, "a refresh", func() bool { return deadline(l) > before })
-	admin.Del(t.Context(), l.key())
-	eventually(t, "set anew", func() bool { return admin.Get(t.Context(), l.key()).Val() == l.token() })
 	if _, err := m.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	admin.Del(t.Context(), l.key())
+	eventually(t, "set anew", func() bool { return admin.Get(t.Context(), l.key()).Val() == l.token() })
 	giveBack(t, l)
 	if n := admin.Exists(t.Context(), l.key()).Val(); n != 0 {
 		t.Fatal("not released")
