@@ -121,6 +121,9 @@ func TestNoSecretIsShown(t *testing.T) {
 		shown[name+" metrics"] = get(t, operations+"/metrics")
 		shown[name+" goroutines"] = get(t, operations+"/debug/pprof/goroutine?debug=2")
 		shown[name+" command line"] = get(t, operations+"/debug/pprof/cmdline")
+		if strings.HasPrefix(name, "edge-") {
+			shown[name+" locks"] = get(t, operations+"/locks")
+		}
 	}
 	// A fatal signal makes the runtime print all stacks, as a panic does.
 	for _, name := range []string{"edge-0", "edge-1", "fanout-0"} {

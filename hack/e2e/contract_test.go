@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -264,6 +266,21 @@ func expectSecond(t *testing.T, s *client) {
 	}
 }
 
+// holder expects each edge to tell operators that the first holds the user's lock.
+func (x contract) holder(t *testing.T, user string) {
+	operations := x.c.Info().Operations
+	own, other := get(t, operations["edge-0"]+"/locks"), get(t, operations["edge-1"]+"/locks?user="+url.QueryEscape(user))
+	var listed, asked struct {
+		Locks []struct{ User, Edge, Connection, Since string }
+	}
+	if err := errors.Join(json.Unmarshal([]byte(own), &listed), json.Unmarshal([]byte(other), &asked)); err != nil {
+		t.Fatalf("%v in %s or %s", err, own, other)
+	}
+	if len(asked.Locks) != 1 || asked.Locks[0].User != user || !slices.Contains(listed.Locks, asked.Locks[0]) {
+		t.Fatalf("the other edge tells %s of %s, the edge itself %s", other, user, own)
+	}
+}
+
 func (x contract) second(t *testing.T) {
 	user, key := newUser(t, x.c, "stocks", "expert")
 	other := keyOf(t, x.c, user, "stocks", "expert")
@@ -271,6 +288,7 @@ func (x contract) second(t *testing.T) {
 	first := join(t, x.edges[0], "stocks", key)
 	first.subscribe("T.*")
 	first.await("an event", func(e event) bool { return e.Ev == "T" })
+	x.holder(t, user)
 	for name, row := range map[string]struct{ edge, target, key string }{
 		"same pod, same key": {x.edges[0], "/v1/ws/stocks/", key},
 		"other pod":          {x.edges[1], "/v1/ws/stocks/", key},

@@ -15,6 +15,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -188,6 +189,7 @@ func (s *Service) Run(ctx context.Context) (err error) {
 		}
 		return nil
 	})
+	s.operations.Handle("GET /locks", http.HandlerFunc(s.locksPage))
 	sinks := map[string]feed.Sink{}
 	for _, market := range s.options.Markets {
 		sinks[market] = s.engine.Sink(market)

@@ -3,6 +3,7 @@ package edge
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -55,6 +56,7 @@ func (o Options) Validate() error {
 	check(len(o.Markets) > 0, "--markets is empty")
 	check(o.AuthAddress != "", "--auth-address is missing: the host:port of the auth service")
 	check(o.FanoutAddress != "", "--fanout-address is missing: the host:port of the fanout pods")
+	check(!strings.Contains(o.EdgeID, "/"), "--edge-id is %q, must have no slash", o.EdgeID)
 	check(o.MaxConnections >= 0, "--max-connections is %d, must be 0 or more", o.MaxConnections)
 	check(o.QueueBytes >= engine.MinQueueBytes, "--queue-bytes is %d, must be at least %d", o.QueueBytes, engine.MinQueueBytes)
 	check(o.QueueAge > 0, "--queue-age is %s, must be more than 0", o.QueueAge)

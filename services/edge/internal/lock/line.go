@@ -25,7 +25,7 @@ func (m *Manager) Acquire(ctx context.Context, user string, owner uint64) (*Leas
 	if ctx.Err() != nil {
 		return nil, dialect.LockUnavailable
 	}
-	l := &Lease{manager: m, user: user, owner: owner, number: m.number.Add(1), bucket: bucketOf(user)}
+	l := &Lease{manager: m, user: user, owner: owner, number: m.stamp(), bucket: bucketOf(user)}
 	answer := make(chan dialect.Reason, 1)
 	select {
 	case m.line <- request{lease: l, op: opAcquire, answer: answer}:

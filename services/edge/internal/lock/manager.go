@@ -1,7 +1,7 @@
 // Package lock is the cluster-wide right of a user to one socket, kept in Redis.
-// It owns the keys relay:lock:{b<bucket>}:<user>, whose value is edge id, a
-// random number of the process and the number of the lease; each has a TTL,
-// always.
+// It owns the keys relay:lock:{b<bucket>}:<user>, whose value tells who holds it:
+// edge id, a random number of the process, when the lock was asked for and the
+// owner; each has a TTL, always.
 //
 // A lock is valid until the send time of its last confirmed refresh + TTL -
 // margin on this process's monotonic clock; then the holder is told that it is
@@ -42,6 +42,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -71,7 +72,7 @@ const (
 // Config says how locks are kept. Zero durations mean the defaults, which
 // satisfy TTL - margin >= 2 * longest refresh gap + operation timeout.
 type Config struct {
-	// EdgeID is unique among live edges; part of a lock's value, for operators.
+	// EdgeID is unique among live edges, without a slash; part of a lock's value.
 	EdgeID string
 	// TTL of a lock; default 15 s.
 	TTL time.Duration
@@ -134,8 +135,8 @@ type Lease struct {
 
 // New makes a manager; locks are refreshed in Run. The client is one of NewClient.
 func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger) (*Manager, error) {
-	if c.EdgeID == "" || c.Lost == nil || c.Released == nil {
-		return nil, errors.New("lock: an edge id and the callbacks Lost and Released are needed")
+	if c.EdgeID == "" || strings.Contains(c.EdgeID, "/") || c.Lost == nil || c.Released == nil {
+		return nil, errors.New("lock: an edge id without a slash and the callbacks Lost and Released are needed")
 	}
 	c.TTL = orDefault(c.TTL, 15*time.Second)
 	c.Refresh = orDefault(c.Refresh, 4*time.Second)
@@ -185,15 +186,17 @@ func (l *Lease) endedLocked() bool { return l.machine.told || l.machine.state ==
 // names returns the lock's key and its value, the token, in Redis.
 func (l *Lease) names() (key, token string) {
 	var room [256]byte
-	b := append(room[:0], "relay:lock:{b"...)
-	b = strconv.AppendUint(b, uint64(l.bucket), 10)
-	b = append(b, "}:"...)
-	b = append(b, nameOf(l.user)...)
+	b := appendKey(room[:0], l.bucket, l.user)
 	length := len(b)
-	b = append(b, l.manager.tokens...)
-	b = strconv.AppendUint(b, l.number, 10)
-	both := string(b)
+	both := string(l.manager.appendToken(b, l.number, l.owner))
 	return both[:length], both[length:]
+}
+
+func appendKey(b []byte, bucket uint8, user string) []byte {
+	b = append(b, "relay:lock:{b"...)
+	b = strconv.AppendUint(b, uint64(bucket), 10)
+	b = append(b, "}:"...)
+	return append(b, nameOf(user)...)
 }
 
 // bucketOf returns the bucket of a user: its FNV-1a hash.
