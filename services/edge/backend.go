@@ -30,3 +30,6 @@ func (b backend) Acquire(ctx context.Context, p principal.Principal, o engine.Ow
 	}
 	return lease, dialect.OK
 }
+
+// Fence implements engine.Backend.
+func (b backend) Fence() { b.locks.Fence() }

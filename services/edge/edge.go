@@ -109,7 +109,7 @@ func (s *Service) build() (err error) {
 	if s.redis, err = lock.NewClient(o.Redis, o.EdgeID); err != nil {
 		return err
 	}
-	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Lost: s.lockLost, Released: s.lockReleased}, s.redis, t.Meter("lock"), t.Logger); err != nil {
+	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Grace: o.LockGrace, Lost: s.lockLost, Released: s.lockReleased}, s.redis, t.Meter("lock"), t.Logger); err != nil {
 		return err
 	}
 	s.feed, err = feed.New(feed.Config{Target: o.FanoutAddress, Markets: o.Markets, EdgeID: o.EdgeID, TLS: o.FanoutTLS}, t)

@@ -29,6 +29,9 @@ type Backend interface {
 	// before the answer is known, the backend itself gives back what it may have
 	// taken.
 	Acquire(ctx context.Context, p principal.Principal, o Owner) (Lock, dialect.Reason)
+	// Fence calls Engine.Lost for the locks that have ended by now. Shards call it
+	// in each round before they deliver: the process may have stood still.
+	Fence()
 }
 
 // Lock is a lock that is held.

@@ -178,6 +178,7 @@ type anyone struct {
 	engine       *Engine // told of releases
 	authenticate func(ctx context.Context) (principal.Principal, dialect.Reason)
 	acquire      func(ctx context.Context, o Owner) (Lock, dialect.Reason)
+	fence        atomic.Pointer[func()]
 }
 
 // lock is a lock that calls release when it is given back.
@@ -208,6 +209,12 @@ func (a *anyone) Acquire(ctx context.Context, _ principal.Principal, o Owner) (L
 		return a.acquire(ctx, o)
 	}
 	return lock{engine: a.engine, owner: o}, dialect.OK
+}
+
+func (a *anyone) Fence() {
+	if fence := a.fence.Load(); fence != nil {
+		(*fence)()
+	}
 }
 
 // rig is an engine of one market on real sockets.

@@ -188,6 +188,7 @@ func (s *shard) round() {
 	if due := s.nextDeadline(); due != 0 && s.clock()-due > int64(lateRound) {
 		s.resumed = s.now
 	}
+	s.engine.backend.Fence() // whose lock has ended gets nothing of this round
 	s.feedInputs, s.feedArena = s.feed.take(s.feedInputs, s.feedArena)
 	for i := range s.feedInputs {
 		s.takeFeed(&s.feedInputs[i])
@@ -294,6 +295,7 @@ func (s *shard) takeClient(in *input, payload []byte) {
 	case inputReleased:
 		c.session.Released(s.now)
 	case inputLost:
+		c.discard() // another socket of the user may be live; this round's events go, too
 		c.session.End(s.now, in.reason)
 	}
 	c.settle()

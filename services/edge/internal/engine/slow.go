@@ -117,11 +117,16 @@ func (c *connection) look() {
 	}
 }
 
-// tooSlow ends a client that does not keep up. What waits for it is discarded, and
-// what this round has for it, so that it finds the reason when it reads on.
-func (c *connection) tooSlow() {
+// discard drops what waits for the client, and what this round has for it.
+func (c *connection) discard() {
 	c.shard.slots[c.ref.slot].pending = 0
 	c.transport().discard()
+}
+
+// tooSlow ends a client that does not keep up. What waits for it is discarded, so
+// that it finds the reason when it reads on.
+func (c *connection) tooSlow() {
+	c.discard()
 	c.session.End(c.shard.now, dialect.SlowConsumer)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -368,6 +369,32 @@ func TestBackendAnswers(t *testing.T) {
 			p.expect("bye lock_lost")
 			<-released
 			p.expect("close 1008 lock_lost", "eof")
+		})
+		t.Run("lost while the process stood still", func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, kind, nil)
+			r.dialect.policy.Exclusive = true
+			owners := make(chan Owner, 1)
+			r.backend.acquire = func(_ context.Context, o Owner) (Lock, dialect.Reason) {
+				owners <- o
+				return lock{engine: r.engine, owner: o}, dialect.OK
+			}
+			p := r.dial()
+			p.expect("hello", "welcome")
+			p.say("sub T.A")
+			p.expect("ok T.A")
+			r.send(event{"1", "T.A", ""})
+			p.expect("[1]")
+			var once sync.Once
+			fence := func() {
+				once.Do(func() { // an event waits, and the lock has ended
+					r.send(event{"2", "T.A", ""})
+					r.engine.Lost(<-owners, dialect.LockUnavailable)
+				})
+			}
+			r.backend.fence.Store(&fence)
+			p.say("sub T.B")
+			p.expect("bye lock_unavailable", "close 1011 lock_unavailable", "eof")
 		})
 		t.Run("gone meanwhile", func(t *testing.T) {
 			t.Parallel()

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
@@ -19,7 +18,7 @@ type bucket struct {
 	leases    []*Lease
 	refreshAt time.Duration // when all held locks are refreshed next
 	wakeAt    time.Duration // when a release is tried again
-	fenceAt   time.Duration // no lease is valid for less long
+	fenceAt   time.Duration // before it no lock has to be given up
 	working   bool          // a goroutine has it
 }
 
@@ -100,17 +99,12 @@ func (m *Manager) releaseAll(b *bucket) {
 
 // turn looks after the buckets whose time has come.
 func (m *Manager) turn() {
+	m.Fence()
 	now := m.now()
 	m.refuses(now)
 	var due []*bucket
 	for n := range m.buckets {
 		b := &m.buckets[n]
-		b.mu.Lock()
-		fence := b.fenceAt != 0 && now >= b.fenceAt
-		b.mu.Unlock()
-		if fence {
-			m.fence(b, now)
-		}
 		if b.begin(now) {
 			due = append(due, b)
 		}
@@ -134,24 +128,6 @@ func (b *bucket) begin(now time.Duration) bool {
 	}
 	b.working = true
 	return true
-}
-
-// fence tells the holders of a bucket whose leases have ended.
-func (m *Manager) fence(b *bucket, now time.Duration) {
-	var lost []*Lease
-	b.mu.Lock()
-	b.fenceAt = 0
-	for _, l := range b.leases {
-		before := l.machine
-		if ev := l.machine.tick(now); ev.lost != dialect.OK {
-			lost = append(lost, l)
-		}
-		m.settleLocked(b, l, &before)
-	}
-	b.mu.Unlock()
-	for _, l := range lost {
-		m.config.Lost(l.owner, dialect.LockUnavailable)
-	}
 }
 
 // task is an operation on locks of one bucket.

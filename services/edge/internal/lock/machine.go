@@ -58,6 +58,7 @@ type timing struct {
 	ttl     time.Duration // of the key
 	margin  time.Duration // by which the holder gives up before Redis does
 	timeout time.Duration // of one operation
+	grace   time.Duration // for which the holder goes on after the end of the lease
 }
 
 const (
@@ -71,7 +72,7 @@ const (
 // one operation at a time, and tells when it was sent and what came of it.
 //
 // The lease is valid until the send time of the last confirmed refresh + TTL -
-// margin. A refresh never creates the key. A command that does and whose outcome
+// margin; the holder gives up then, or a grace later, if there is one. A refresh never creates the key. A command that does and whose outcome
 // is unknown may still be on its way, for a TTL at most: until then a delete is
 // repeated.
 type machine struct {
@@ -143,7 +144,7 @@ func (m *machine) acquired(t timing, now time.Duration, got outcome) event {
 	case mine:
 		m.tries = 0
 		m.extend(t)
-		if asked && now < m.at {
+		if asked && now+t.margin <= m.at {
 			m.state = held
 			return event{granted: true}
 		}
@@ -226,8 +227,8 @@ func (m *machine) release(now time.Duration) {
 }
 
 // tick tells that time has passed.
-func (m *machine) tick(now time.Duration) event {
-	if m.live() && now >= m.at {
+func (m *machine) tick(t timing, now time.Duration) event {
+	if m.live() && now >= m.at+t.grace {
 		m.state, m.at = releasing, now
 		return event{lost: dialect.LockUnavailable}
 	}

@@ -77,7 +77,7 @@ func TestMachine(t *testing.T) {
 				case "release":
 					m.release(now)
 				case "tick":
-					got = m.tick(now)
+					got = m.tick(testTiming, now)
 				default:
 					if o := m.next(now, true); o != ops[st.do] {
 						t.Fatalf("step %d: next = %d, want %s", n, o, st.do)
@@ -93,6 +93,24 @@ func TestMachine(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestMachineGrace(t *testing.T) {
+	graced := testTiming
+	graced.grace = 10 * time.Second
+	var m machine
+	m.send(0, opAcquire)
+	m.reply(graced, 0, opAcquire, mine)
+	if ev := m.tick(graced, 24*time.Second-1); ev != (event{}) || m.next(24*time.Second-1, true) != opRefresh {
+		t.Fatalf("within the grace: %+v, state %d", ev, m.state)
+	}
+	m.send(23*time.Second, opRefresh)
+	if ev := m.reply(graced, 23*time.Second, opRefresh, absent); ev != (event{}) || m.state != missing {
+		t.Fatalf("Redis is back and has dropped the key, which is no loss: %+v, state %d", ev, m.state)
+	}
+	if ev := m.tick(graced, 24*time.Second); ev.lost != dialect.LockUnavailable {
+		t.Fatalf("after the grace: %+v", ev)
 	}
 }
 

@@ -4,8 +4,9 @@
 // owner; each has a TTL, always.
 //
 // A lock is valid until the send time of its last confirmed refresh + TTL -
-// margin on this process's monotonic clock; then the holder is told that it is
-// lost and must stop delivering at once. A lock that Redis has lost is set anew
+// margin on this process's monotonic clock, which goes on while the machine is
+// suspended; then the holder is told that it is lost and must stop delivering at
+// once. Who delivers calls Fence before, in case the process stood still. A lock that Redis has lost is set anew
 // while its holder lives; one that another edge took is lost. Releases are
 // compare-and-delete, on no caller's context, retried until Redis has dropped
 // the key by itself. Only GET, SET, PEXPIRE, DEL, EVAL and PING are needed; CONFIG
@@ -25,7 +26,7 @@
 // together, up to 256 in a pipeline. What else is to be done, a bucket does, one
 // operation at a time. A lock never has more than one operation in flight.
 //
-// Goroutines: Run is the wheel that wakes buckets and watches deadlines, and a
+// Goroutines: Run is the wheel that wakes buckets and calls Fence, and a
 // beat beside it that keeps a connection to Redis; up to 8 buckets with something
 // to do share one goroutine until it is done; the line has four turns to send,
 // used by a caller or by a goroutine. Under overload callers wait in line until
@@ -41,6 +42,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -66,6 +68,7 @@ const (
 	wheelTick   = 20 * time.Millisecond
 	opTimeout   = time.Second
 	stopTimeout = 2 * time.Second
+	never       = time.Duration(math.MaxInt64)
 	maxUser     = 128 // bytes of a user id in a key; longer ones are hashed
 )
 
@@ -80,6 +83,9 @@ type Config struct {
 	Refresh time.Duration
 	// Margin by which a holder gives up before Redis does; default 1 s.
 	Margin time.Duration
+	// Grace is how long a holder goes on after that while Redis does not answer;
+	// another edge may give the lock away meanwhile. Default none.
+	Grace time.Duration
 	// Lost is called at most once per lease, with the owner it was acquired for,
 	// when the lock is lost while held (LockLost: another socket has it;
 	// LockUnavailable: Redis was silent too long). It does not block. It may come
@@ -99,8 +105,8 @@ type Manager struct {
 	redis   *client
 	log     *slog.Logger
 	metrics *metrics
-	born    time.Time
-	tokens  string // what all tokens of this process begin with
+	born    time.Duration // by monotonic
+	tokens  string        // what all tokens of this process begin with
 	buckets [buckets]bucket
 
 	line    chan request  // waits for a turn
@@ -113,6 +119,7 @@ type Manager struct {
 	workers atomic.Int64
 	warned  atomic.Int64 // when a failure was last logged, ns since born
 	losses  losses
+	fences  fences
 	pings   pings
 }
 
@@ -150,14 +157,17 @@ func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger
 	}
 	m := &Manager{
 		config:  c,
-		timing:  timing{ttl: c.TTL, margin: c.Margin, timeout: opTimeout},
+		timing:  timing{ttl: c.TTL, margin: c.Margin, timeout: opTimeout, grace: c.Grace},
 		redis:   ours,
 		log:     log.With(slog.String("component", "lock")),
-		born:    time.Now().Add(-time.Nanosecond), // so that no time is 0
+		born:    monotonic() - 1, // so that no time is 0
 		tokens:  c.EdgeID + "/" + random() + "/",
 		line:    make(chan request, turns*batchKeys),
 		turns:   make(chan struct{}, turns),
 		closing: make(chan struct{}),
+	}
+	for n := range m.buckets {
+		m.buckets[n].fenceAt = never
 	}
 	m.metrics, err = newMetrics(meter, &m.held)
 	return m, err
@@ -171,7 +181,7 @@ func orDefault(d, otherwise time.Duration) time.Duration {
 }
 
 // now is the time since the manager was made.
-func (m *Manager) now() time.Duration { return time.Since(m.born) }
+func (m *Manager) now() time.Duration { return monotonic() - m.born }
 
 func (m *Manager) release(l *Lease) {
 	m.step(l, func(x *machine) event {
@@ -257,7 +267,7 @@ func (m *Manager) step(l *Lease, input func(*machine) event) event {
 func (m *Manager) settleLocked(b *bucket, l *Lease, before *machine) {
 	x := &l.machine
 	if x.live() {
-		b.fenceAt = sooner(b.fenceAt, x.at)
+		b.fenceAt = min(b.fenceAt, x.at+m.timing.grace)
 	}
 	if before.live() != x.live() {
 		if x.live() {

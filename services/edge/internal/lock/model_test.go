@@ -37,7 +37,7 @@ const (
 )
 
 var classes = []class{
-	{name: "pause", pause: true, overlap: resuming},
+	{name: "pause", pause: true},
 	{name: "kill", kill: true},
 	{name: "cut", cut: true, passing: true},
 	{name: "outage", outage: true},
@@ -47,7 +47,7 @@ var classes = []class{
 	{name: "replies", replies: true},
 	{name: "clock", jump: true, perLoss: untilMissed},
 	{name: "all", pause: true, kill: true, cut: true, outage: true, restart: true, failover: true, replies: true, jump: true,
-		overlap: lease + wheelTick + resuming, passing: true},
+		overlap: lease, passing: true},
 }
 
 // loses reports whether Redis may lose data.

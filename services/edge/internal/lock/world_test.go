@@ -176,7 +176,7 @@ func (w *world) begin(e *edge, t trigger) {
 // turn does what is to be done for a socket now.
 func (w *world) turn(s *socket) {
 	if w.mutant != noFence {
-		w.observe(s, s.tick(w.now))
+		w.observe(s, s.tick(testTiming, w.now))
 	}
 	due := w.now >= s.dueAt
 	if o := s.next(w.now, due); o != opNone {
@@ -305,12 +305,14 @@ func (w *world) connect(user int) {
 	}
 }
 
-// account follows how many live sockets each user has on edges that run.
+// account follows how many live sockets each user has on edges that run. Nothing
+// is delivered to one whose lease has ended: Manager.Fence comes before.
 func (w *world) account() {
 	for user := range w.doubled {
 		live := 0
 		for _, s := range w.sockets {
-			if s.user == user && s.live && !s.edge.dead && w.now >= s.edge.paused {
+			fenced := w.now >= s.at && w.mutant != noFence
+			if s.user == user && s.live && !fenced && !s.edge.dead && w.now >= s.edge.paused {
 				live++
 			}
 		}
