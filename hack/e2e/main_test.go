@@ -159,10 +159,11 @@ func tail(t *testing.T, path string) {
 
 var userNumber atomic.Int64
 
-// newUser makes a user of its own, so that tests do not meet at the lock.
+// newUser makes a user of its own, so that tests do not meet at the lock, nor a
+// test the users of its cluster.
 func newUser(t *testing.T, c *cluster.Cluster, product, plan string) (user, key string) {
 	t.Helper()
-	user = fmt.Sprintf("user-%d", userNumber.Add(1))
+	user = fmt.Sprintf("test-%d", userNumber.Add(1))
 	key, err := c.User(t.Context(), user, product, plan)
 	if err != nil {
 		t.Fatal(err)

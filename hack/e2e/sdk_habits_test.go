@@ -26,13 +26,13 @@ func TestSDKHabits(t *testing.T) {
 	}{
 		{"Go: all at once on a path without a slash", h.goStream},
 		{"Go: auth_failed is the end, after one dial", h.goRefused},
-		{"Go: max_connections is followed by a second of rest", h.goSecond},
+		{"Go: each max_connections is followed by a longer rest", h.goSecond},
 		{"Go: its ping after 25 s is answered", h.goPing},
 		{"Go: a restart of the edge costs one dial", h.goRestart},
 		{"Python: one frame, key, one frame, topics", h.pythonStream},
 		{"Python: key by header and in band", h.pythonHeader},
 		{"Python: auth_failed is the end, after one dial", h.pythonRefused},
-		{"Python: max_connections does not eat its five lives at once", h.pythonSecond},
+		{"Python: its five lives last for longer than the lock of an edge that was killed", h.pythonSecond},
 		{"Python: the loss of the upstream costs none of its lives", h.pythonOutage},
 		{"Python: a restart of the edge costs one of its lives", h.pythonRestart},
 	} {
@@ -107,10 +107,12 @@ func (h habits) goSecond(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Equal(s.closes, []int{4409, 4409, 4409}) || len(s.dials) != 4 {
-		t.Errorf("%d dials, closed with %v; want it to get in at the fourth", len(s.dials), s.closes)
+		t.Fatalf("%d dials, closed with %v; want it to get in at the fourth", len(s.dials), s.closes)
 	}
-	if between := s.between(); between < time.Second {
-		t.Errorf("two dials within %s", between)
+	for n, least := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
+		if rest := s.dials[n+1].Sub(s.dials[n]); rest < least {
+			t.Errorf("refusal %d: dialled again after %s, want %s at least", n, rest, least)
+		}
 	}
 }
 
@@ -170,13 +172,14 @@ func (h habits) pythonSecond(t *testing.T) {
 	key := expert(t, h.c, "stocks")
 	first := join(t, h.edges[0], "stocks", key)
 	s := newPythonSDK(t, h.edges[1], key, "T.*")
-	if err := s.run(func() bool { return false }); !errors.Is(err, errGaveUp) {
+	const lockTTL, spent = 15 * time.Second, 4 // of its lives
+	if err := s.run(func() bool { return len(s.closes) == spent }); err != nil {
 		t.Fatalf("%v after %d dials", err, len(s.dials))
 	}
-	if between := s.between(); between < time.Second {
-		t.Errorf("two dials within %s", between)
+	if lasted := s.dials[spent].Sub(s.dials[0]); lasted < lockTTL {
+		t.Errorf("%d of %d lives lasted for %s, want %s at least", spent, maxReconnects, lasted, lockTTL)
 	}
-	if !slices.Equal(s.closes, slices.Repeat([]int{4409}, maxReconnects+1)) || s.data != 0 {
+	if !slices.Equal(s.closes, slices.Repeat([]int{4409}, spent)) || s.data != 0 {
 		t.Errorf("closed with %v after %d events", s.closes, s.data)
 	}
 	first.subscribe("T.*")

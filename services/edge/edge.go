@@ -57,6 +57,7 @@ type Service struct {
 	auth       *grpc.ClientConn
 	redis      redis.UniversalClient
 	locks      *lock.Manager
+	eviction   *lock.Eviction
 	feed       *feed.Client
 	engine     *engine.Engine
 	front      *front.Front
@@ -110,6 +111,9 @@ func (s *Service) build() (err error) {
 		return err
 	}
 	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Grace: o.LockGrace, Lost: s.lockLost, Released: s.lockReleased}, s.redis, t.Meter("lock"), t.Logger); err != nil {
+		return err
+	}
+	if s.eviction, err = lock.NewEviction(s.redis, t.Meter("lock"), t.Logger); err != nil {
 		return err
 	}
 	s.feed, err = feed.New(feed.Config{Target: o.FanoutAddress, Markets: o.Markets, EdgeID: o.EdgeID, TLS: o.FanoutTLS}, t)
@@ -173,7 +177,8 @@ func (s *Service) statusPage(authenticator *authn.Authenticator) *status.Handler
 var errStoreAway = errors.New("edge: auth or its store does not answer")
 
 // Run serves until ctx is done, then drains: not ready, no new sockets, closes
-// spread over the drain window, locks given back. It can be called once.
+// spread over the drain window, locks given back. It can be called once. With a
+// Redis that may evict locks it does not begin: lock.ErrEviction.
 func (s *Service) Run(ctx context.Context) (err error) {
 	if s.ran.Swap(true) {
 		return errRunTwice
@@ -183,6 +188,9 @@ func (s *Service) Run(ctx context.Context) (err error) {
 		defer cancel()
 		err = errors.Join(err, s.close(ending))
 	}()
+	if err := s.eviction.Check(ctx); err != nil {
+		return fmt.Errorf("edge: %w", err)
+	}
 	s.operations.Ready("drain", func() error {
 		if s.draining.Load() {
 			return errDraining
@@ -197,6 +205,7 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	group := lifecycle.NewGroup(s.telemetry.Logger)
 	group.Add("operations", s.operations.Run)
 	group.Add("locks", s.locks.Run)
+	group.Add("eviction", s.eviction.Run)
 	group.Add("engine", s.engine.Run)
 	group.Add("feed", func(ctx context.Context) error { return s.feed.Run(ctx, sinks) })
 	group.Add("front", s.front.Run)

@@ -146,7 +146,7 @@ func serve(t testing.TB, choose func(c *engine.Config), d dialect.Dialect) strin
 	t.Helper()
 	e := newEngine(t, choose)
 	f, err := front.New(front.Options{
-		Listen: "127.0.0.1:0", MaxHandshakes: 1000, HandshakeBurst: 1, FailureRate: 1e6, FailureBurst: 1 << 30,
+		Listen: "127.0.0.1:0", MaxHandshakes: 1000, HandshakeBurst: 1, KeyBurst: 1, FailureRate: 1e6, FailureBurst: 1 << 30,
 	}, front.Deps{
 		Engine: e, Dialect: d, Status: http.NotFoundHandler(), Log: slog.New(slog.DiscardHandler),
 		Meter: metricnoop.NewMeterProvider().Meter(""), Tracer: tracenoop.NewTracerProvider().Tracer(""),

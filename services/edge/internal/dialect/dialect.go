@@ -71,7 +71,7 @@ type Gap struct {
 // Bye is how a socket ends.
 type Bye struct {
 	Frames [][]byte      // messages before the close frame
-	Hold   time.Duration // between Frames and the close frame
+	Hold   time.Duration // between Frames and the close frame; the least one, where refusals repeat
 	Code   uint16        // close code; 0: no close frame, just close
 	Text   string        // close reason, at most 123 bytes
 }

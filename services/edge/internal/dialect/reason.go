@@ -18,6 +18,7 @@ const (
 	URITooLong
 	OriginForbidden
 	HandshakeRate
+	KeyRate
 	FailureRate
 	PodDraining
 
@@ -75,6 +76,7 @@ var reasonNames = [reasonEnd]string{
 	URITooLong:          "uri_too_long",
 	OriginForbidden:     "origin_forbidden",
 	HandshakeRate:       "handshake_rate",
+	KeyRate:             "key_rate",
 	FailureRate:         "failure_rate",
 	PodDraining:         "pod_draining",
 	PodFull:             "pod_full",

@@ -132,6 +132,7 @@ func (e *Engine) acquire(c *connection, p principal.Principal) {
 		if reason != dialect.OK {
 			return input{kind: inputAcquired, reason: reason}
 		}
+		e.tarpit.Granted(p.UserID)
 		return input{kind: inputAcquired, body: lock}
 	})
 }

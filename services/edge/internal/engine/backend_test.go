@@ -104,3 +104,70 @@ func TestHangingAuthDoesNotHoldUpLocks(t *testing.T) {
 		b.expect(second, "bye auth_unavailable", "close 1011 auth_unavailable")
 	})
 }
+
+// second is a bench whose user has a connection elsewhere, unless it is free.
+func second(t *testing.T, free *bool) *bench {
+	t.Helper()
+	b := newBench(t, func(c *Config) {
+		c.Backend = &anyone{acquire: func(context.Context, Owner) (Lock, dialect.Reason) {
+			if *free {
+				return lock{}, dialect.OK
+			}
+			return nil, dialect.DuplicateConnection
+		}}
+	})
+	b.dialect.policy.Exclusive, b.dialect.hold = true, time.Second
+	return b
+}
+
+// held expects a second connection to be closed after so long, and no sooner.
+func (b *bench) held(hold time.Duration) {
+	b.t.Helper()
+	r := b.connect()
+	b.expect(r, "hello", "bye duplicate_connection")
+	time.Sleep(hold - time.Millisecond)
+	b.round()
+	if hold > 20*time.Second { // it is looked after as any connection
+		b.expect(r, "ping")
+	}
+	b.expect(r)
+	time.Sleep(2 * time.Millisecond)
+	b.round()
+	b.expect(r, "close 4409 duplicate_connection")
+}
+
+// TestSecondConnectionIsHeldEverLonger dials as an SDK does: as soon as it is closed.
+func TestSecondConnectionIsHeldEverLonger(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		free := false
+		b := second(t, &free)
+		for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30} {
+			b.held(time.Duration(seconds) * time.Second)
+		}
+		free = true
+		b.expect(b.connect(), "hello", "welcome")
+		free = false
+		b.held(time.Second) // an accident, as the first was
+		b.held(2 * time.Second)
+	})
+}
+
+// TestDrainEndsLongHolds: an edge that stops waits for nobody's 30 s.
+func TestDrainEndsLongHolds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := second(t, new(bool))
+		for _, seconds := range []int{1, 2, 4} {
+			b.held(time.Duration(seconds) * time.Second)
+		}
+		r := b.connect() // for 8 s
+		window := time.Duration(0)
+		b.shard.clients.force(input{kind: inputDrain, body: &window})
+		b.round()
+		b.expect(r, "hello", "bye duplicate_connection")
+		time.Sleep(time.Second + time.Millisecond)
+		b.round()
+		b.expect(r, "close 4409 duplicate_connection")
+	})
+}

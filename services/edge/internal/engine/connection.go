@@ -294,6 +294,11 @@ func (c *connection) Release() {
 	}
 }
 
+// Hold implements session.Host.
+func (c *connection) Hold(user string, least time.Duration) time.Duration {
+	return c.shard.engine.tarpit.Refused(user, least, c.shard.now)
+}
+
 // Live implements session.Host.
 func (c *connection) Live(market string) {
 	if market == "" || market != c.Market() {

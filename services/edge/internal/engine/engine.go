@@ -18,7 +18,8 @@
 // Under overload: a full inbox of the feed makes the feed wait; a client that
 // takes too little is warned, conflated if it asked for that, and ended with
 // SlowConsumer when too much waits for it, or for too long (slow.go); what was
-// queued for it is discarded then.
+// queued for it is discarded then. A user whose second connections come one right
+// behind the other has them held ever longer (internal/tarpit).
 package engine
 
 import (
@@ -39,6 +40,7 @@ import (
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/feed"
 	"github.com/cutemarkets/relay/services/edge/internal/frame"
+	"github.com/cutemarkets/relay/services/edge/internal/tarpit"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
@@ -105,6 +107,7 @@ type Engine struct {
 	patience   patience
 	grace      time.Duration
 	refused    func(client netip.Addr)
+	tarpit     *tarpit.Tarpit
 	metrics    *metrics
 
 	// A token per call of the backend. Each kind has its own, so that one that
@@ -169,6 +172,7 @@ func New(c Config) (*Engine, error) {
 		patience:   patience{queue: c.QueueBytes, burst: c.BurstBytes, age: c.QueueAge},
 		grace:      c.UpstreamGrace,
 		refused:    c.Refused,
+		tarpit:     tarpit.New(time.Now()),
 		empty:      make(chan struct{}, 1),
 
 		authentications: make(chan struct{}, c.MaxHandshakes),

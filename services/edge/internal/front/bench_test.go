@@ -33,6 +33,7 @@ func BenchmarkHandshake(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			o := defaults()
 			o.FailureBurst, o.FailureRate = 1<<30, 1e6
+			o.KeyBurst, o.KeyRate = 1<<30, 1e6
 			f, err := New(o, Deps{
 				Engine: closer{}, Dialect: plainDialect{}, Status: http.NotFoundHandler(), Log: slog.New(slog.DiscardHandler),
 				Meter: metricnoop.NewMeterProvider().Meter(""), Tracer: tracenoop.NewTracerProvider().Tracer(""),

@@ -65,7 +65,7 @@ func TestClientAddrSpoof(t *testing.T) {
 func TestThrottle(t *testing.T) {
 	now := time.Unix(1000, 0)
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	s := newThrottle(2, 3)
+	s := newThrottle[netip.Addr](2, 3)
 	for i := range 3 {
 		if !s.ready(a, now) || !s.take(a, now) {
 			t.Fatalf("token %d is missing", i)
@@ -92,7 +92,7 @@ func TestThrottle(t *testing.T) {
 			t.Errorf("after an hour, token %d: %v", i, got)
 		}
 	}
-	var none *throttle
+	var none *throttle[netip.Addr]
 	if !none.take(a, now) {
 		t.Error("no throttle refuses")
 	}
@@ -101,7 +101,7 @@ func TestThrottle(t *testing.T) {
 // TestThrottleIsBounded floods a throttle with addresses.
 func TestThrottleIsBounded(t *testing.T) {
 	now := time.Unix(1000, 0)
-	s := newThrottle(1, 1)
+	s := newThrottle[netip.Addr](1, 1)
 	addr := netip.MustParseAddr("10.0.0.0")
 	for range maxBuckets + 1000 {
 		addr = addr.Next()
@@ -134,7 +134,7 @@ func TestBucketKey(t *testing.T) {
 // TestNoAllocs holds what an attack can make us do most often.
 func TestNoAllocs(t *testing.T) {
 	now := time.Unix(1000, 0)
-	s := newThrottle(1, 1)
+	s := newThrottle[netip.Addr](1, 1)
 	addr := netip.MustParseAddr("2001:db8::1")
 	trusted := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	peer, forwarded := netip.MustParseAddr("10.0.0.1"), []string{"198.51.100.1, 10.0.0.2"}
@@ -142,7 +142,7 @@ func TestNoAllocs(t *testing.T) {
 	s.take(addr, now)
 	for name, fn := range map[string]func(){
 		"throttle": func() { s.ready(addr, now); s.take(addr, now) },
-		"client":   func() { clientAddr(peer, forwarded, trusted) },
+		"client":   func() { bucketKey(clientAddr(peer, forwarded, trusted)) },
 		"checks":   func() { checkRequest(r, route(r.URL.Path)); checkOrigin(r, nil); checkUpgrade(r) },
 	} {
 		if n := testing.AllocsPerRun(100, fn); n != 0 {

@@ -1,19 +1,19 @@
 // Package front is the public listener: it takes TCP (and TLS) connections, has
 // net/http read the one request each may make, refuses or answers it, and hands
-// upgraded sockets to the engine. It never looks at the API key, asks nobody
-// about it and knows no socket after the hand-over; credentials and the lock are
-// the business of the session behind the upgrade.
+// upgraded sockets to the engine. Of the API key it knows a digest, to count its
+// handshakes; it asks nobody about it and knows no socket after the hand-over.
+// Credentials and the lock are the business of the session behind the upgrade.
 //
 // One goroutine accepts; net/http starts one per connection, which ends with the
 // answer or the hand-over, after 5 s at the latest.
 //
 // Overload: beyond MaxHandshakes connections being opened, handshakes get 503;
-// beyond twice as many, connections wait in the kernel's backlog. When the
-// process is out of descriptors net/http waits (5 ms to 1 s) before it accepts
-// again. An address that fails too often gets 429 before its handshake is looked
-// at. One request is answered per connection and the connection is then closed,
-// so that a proxy which takes a refusal for an upgrade cannot be made to smuggle
-// a second one (TestPipelined).
+// beyond twice as many, connections wait in the kernel's backlog. When the process
+// is out of descriptors net/http waits (5 ms to 1 s) before it accepts again. An
+// address that fails too often gets 429 before its handshake is looked at, an API
+// key that comes too often instead of the upgrade. One request is answered per
+// connection and the connection is then closed, so that a proxy which takes a
+// refusal for an upgrade cannot be made to smuggle a second one (TestPipelined).
 //
 // Refusals of ours carry the REST error envelope. Those that net/http makes
 // itself (malformed bytes 400, more than 12 KiB 431) keep its
@@ -24,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/http"
@@ -85,11 +86,15 @@ type Front struct {
 	server     *http.Server
 	certs      *certs.Source // nil: no TLS
 	metrics    *metrics
-	handshakes *throttle // nil: no limit
-	failures   *throttle
-	reports    *throttle // who is logged
-	tooMany    *refusal  // by handshakes; nil: no limit
-	tooFailing *refusal  // by failures
+	handshakes *throttle[netip.Addr] // nil: no limit
+	keys       *throttle[uint64]     // handshakes by digests of keys; nil: no limit
+	failures   *throttle[netip.Addr]
+	reports    *throttle[netip.Addr] // who is logged
+	seed       maphash.Seed          // of digests
+
+	tooMany      *refusal // by handshakes; nil: no limit
+	tooManyOfKey *refusal // by keys; nil: no limit
+	tooFailing   *refusal // by failures
 
 	slots    chan struct{} // one per connection being opened; never closed
 	broken   chan any      // first panic of a handler; never closed
@@ -109,17 +114,23 @@ func New(o Options, deps Deps) (*Front, error) {
 		options:  o,
 		deps:     deps,
 		log:      deps.Log.With(slog.String("component", "front")),
-		failures: newThrottle(o.FailureRate, o.FailureBurst),
-		reports:  newThrottle(reportRate, 1),
+		failures: newThrottle[netip.Addr](o.FailureRate, o.FailureBurst),
+		reports:  newThrottle[netip.Addr](reportRate, 1),
+		seed:     maphash.MakeSeed(),
 		tooFailing: tooManyRequests(dialect.FailureRate, o.FailureRate,
 			"Too many failed connection attempts from your address. Check the API key, and wait before you connect again."),
 		slots:  make(chan struct{}, 2*o.MaxHandshakes),
 		broken: make(chan any, 1),
 	}
 	if o.HandshakeRate > 0 {
-		f.handshakes = newThrottle(o.HandshakeRate, o.HandshakeBurst)
+		f.handshakes = newThrottle[netip.Addr](o.HandshakeRate, o.HandshakeBurst)
 		f.tooMany = tooManyRequests(dialect.HandshakeRate, o.HandshakeRate,
 			"Too many connection attempts from your address. Keep one connection open, and wait before you connect again.")
+	}
+	if o.KeyRate > 0 {
+		f.keys = newThrottle[uint64](o.KeyRate, o.KeyBurst)
+		f.tooManyOfKey = tooManyRequests(dialect.KeyRate, o.KeyRate,
+			"Too many connection attempts with this API key. A user may have one connection: keep it open, and wait before you connect again.")
 	}
 	var err error
 	if f.metrics, err = newMetrics(deps.Meter, f.opening, o.MaxHandshakes); err != nil {
@@ -217,7 +228,7 @@ func (f *Front) SetDraining(on bool) { f.draining.Store(on) }
 
 // Failed counts a failure of a client: a refusal after the upgrade, of its
 // credential or of what it asked for. Too many of them make its handshakes be refused with 429.
-func (f *Front) Failed(client netip.Addr) { f.failures.take(client, time.Now()) }
+func (f *Front) Failed(client netip.Addr) { f.failures.take(bucketKey(client), time.Now()) }
 
 // opening is the number of connections that are being opened.
 func (f *Front) opening() int { return len(f.slots) }

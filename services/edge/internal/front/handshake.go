@@ -2,6 +2,7 @@ package front
 
 import (
 	"bytes"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"net"
@@ -96,6 +97,10 @@ func (f *Front) handshake(w http.ResponseWriter, r *http.Request) dialect.Reason
 		return no.reason
 	}
 	opening := f.deps.Dialect.Open(r)
+	if key := opening.Credential; !key.Empty() && !f.keys.take(maphash.String(f.seed, key.Reveal()), time.Now()) {
+		f.refuse(w, f.tooManyOfKey, client)
+		return dialect.KeyRate
+	}
 	extensions := f.negotiate(r)
 	conn, early, err := upgrade(w, r, extensions)
 	if err != nil {
@@ -140,7 +145,7 @@ func (f *Front) refuse(w http.ResponseWriter, no *refusal, client netip.Addr) {
 	}
 	if f.reports.take(client, now) {
 		f.log.Info("handshake refused, more of this address in the next minute are not logged",
-			slog.String("reason", no.reason.String()), slog.Int("status", no.status), slog.Any("client", bucketKey(client)))
+			slog.String("reason", no.reason.String()), slog.Int("status", no.status), slog.Any("client", client))
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(now.Add(lingerTimeout))
 	if no.header != "" {
@@ -149,13 +154,13 @@ func (f *Front) refuse(w http.ResponseWriter, no *refusal, client netip.Addr) {
 	envelope.WriteError(w, no.status, no.code, no.message)
 }
 
-// client is the address of the client.
+// client is the address of the client, as limits and reports have it: see bucketKey.
 func (f *Front) client(r *http.Request) netip.Addr {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{} // the peer was gone before we could ask who it is
 	}
-	return clientAddr(peer.Addr(), r.Header["X-Forwarded-For"], f.options.TrustedProxies)
+	return bucketKey(clientAddr(peer.Addr(), r.Header["X-Forwarded-For"], f.options.TrustedProxies))
 }
 
 // negotiate answers the offers of extensions; "": none is accepted.

@@ -390,3 +390,29 @@ func TestHandshakeRate(t *testing.T) {
 		return got["handshake_rate"] == 1 && got["ok"] == 2
 	})
 }
+
+// TestKeyRate: the handshakes of a key count together, wherever it is and wherever
+// they come from.
+func TestKeyRate(t *testing.T) {
+	o := defaults()
+	o.KeyRate, o.KeyBurst = 0.5, 2
+	o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	g := start(t, o)
+	with := func(market, key, from string) string {
+		return request("/v1/ws/"+market+"/?api_key="+key, "+X-Forwarded-For: "+from)
+	}
+	g.open(with("stocks", canary, "192.0.2.1"))
+	g.open(with("options", canary, "192.0.2.2"))
+	answer := g.exchange(with("stocks", canary, "192.0.2.3"))
+	if err := refused(answer, 429, "rate_limit_exceeded"); err != nil || !strings.Contains(answer, "Retry-After: 2\r\n") {
+		t.Errorf("%v in %q", err, answer)
+	}
+	g.open(with("stocks", "cm_another", "192.0.2.3"))
+	for range 3 {
+		g.open(request("/v1/ws/stocks/")) // none: it comes in band
+	}
+	g.eventually("counted", func() bool {
+		got := g.counts("relay_edge_upgrades")
+		return got["key_rate"] == 1 && got["ok"] == 6
+	})
+}

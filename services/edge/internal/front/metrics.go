@@ -15,8 +15,8 @@ import (
 // relay_edge_upgrades_total.
 var results = []dialect.Reason{
 	dialect.OK, dialect.BadRequest, dialect.NotFound, dialect.MethodNotAllowed, dialect.UpgradeRequired,
-	dialect.URITooLong, dialect.OriginForbidden, dialect.HandshakeRate, dialect.FailureRate, dialect.PodFull,
-	dialect.PodDraining, dialect.ClientGone, dialect.Draining,
+	dialect.URITooLong, dialect.OriginForbidden, dialect.HandshakeRate, dialect.KeyRate, dialect.FailureRate,
+	dialect.PodFull, dialect.PodDraining, dialect.ClientGone, dialect.Draining,
 }
 
 // Kinds of errors of net/http.

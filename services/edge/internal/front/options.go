@@ -15,6 +15,8 @@ type Options struct {
 	MaxHandshakes  int            `name:"max-handshakes" default:"4096" help:"Connections that may be opening at once (accepted, not yet upgraded or refused). Beyond it handshakes are answered with 503, beyond twice as many new connections wait to be accepted."`
 	HandshakeRate  float64        `name:"handshake-rate-per-ip" default:"0" help:"Handshakes per second of one address (IPv6: one /64), then 429. 0: no limit."`
 	HandshakeBurst int            `name:"handshake-burst-per-ip" default:"50" help:"Handshakes of one address at once."`
+	KeyRate        float64        `name:"handshake-rate-per-key" default:"5" help:"Handshakes per second with one API key in the header or the query, then 429; a key sent in band comes too late for that. 0: no limit."`
+	KeyBurst       int            `name:"handshake-burst-per-key" default:"100" help:"Handshakes with one API key at once."`
 	FailureRate    float64        `name:"failure-rate-per-ip" default:"10" help:"Failed handshakes and refused API keys per second of one address (IPv6: one /64), then all its handshakes get 429 until the rate has fallen. Behind a proxy set --trusted-proxies, or all clients share the proxy's address."`
 	FailureBurst   int            `name:"failure-burst-per-ip" default:"100" help:"Failed handshakes and refused API keys of one address at once."`
 	TrustedProxies []netip.Prefix `name:"trusted-proxies" placeholder:"CIDR,..." help:"Networks of our own proxies, whose X-Forwarded-For is believed. None: the peer is the client."`
@@ -37,6 +39,8 @@ func (o Options) Validate() error {
 	check(o.MaxHandshakes > 0, "--max-handshakes is %d, must be above 0", o.MaxHandshakes)
 	check(validRate(o.HandshakeRate) || o.HandshakeRate == 0, "--handshake-rate-per-ip is %v, must be 0 or from 0.001 to 1000000", o.HandshakeRate)
 	check(o.HandshakeBurst > 0, "--handshake-burst-per-ip is %d, must be above 0", o.HandshakeBurst)
+	check(validRate(o.KeyRate) || o.KeyRate == 0, "--handshake-rate-per-key is %v, must be 0 or from 0.001 to 1000000", o.KeyRate)
+	check(o.KeyBurst > 0, "--handshake-burst-per-key is %d, must be above 0", o.KeyBurst)
 	check(validRate(o.FailureRate), "--failure-rate-per-ip is %v, must be from 0.001 to 1000000", o.FailureRate)
 	check(o.FailureBurst > 0, "--failure-burst-per-ip is %d, must be above 0", o.FailureBurst)
 	for _, p := range o.TrustedProxies {

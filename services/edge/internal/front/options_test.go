@@ -19,7 +19,7 @@ func TestFlags(t *testing.T) {
 	if _, err := k.Parse(nil); err != nil {
 		t.Fatalf("the defaults: %v", err)
 	}
-	if o.Listen != ":8000" || o.HandshakeRate != 0 || len(o.TrustedProxies)+len(o.AllowedOrigins) != 0 {
+	if o.Listen != ":8000" || o.HandshakeRate != 0 || o.KeyRate != 5 || o.KeyBurst != 100 || len(o.TrustedProxies)+len(o.AllowedOrigins) != 0 {
 		t.Errorf("defaults %+v", o)
 	}
 	if _, err := k.Parse([]string{"--trusted-proxies=10.0.0.0/8,fd00::/8", "--allowed-origins=https://a.example,null"}); err != nil {
@@ -38,15 +38,17 @@ func TestFlags(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	for flag, change := range map[string]func(o *Options){
-		"--listen":                 func(o *Options) { o.Listen = "8000" },
-		"--max-handshakes":         func(o *Options) { o.MaxHandshakes = 0 },
-		"--handshake-rate-per-ip":  func(o *Options) { o.HandshakeRate = -1 },
-		"--handshake-burst-per-ip": func(o *Options) { o.HandshakeBurst = 0 },
-		"--failure-rate-per-ip":    func(o *Options) { o.FailureRate = 0 },
-		"--failure-burst-per-ip":   func(o *Options) { o.FailureBurst = 0 },
-		"--trusted-proxies":        func(o *Options) { o.TrustedProxies = make([]netip.Prefix, 1) },
-		"--allowed-origins":        func(o *Options) { o.AllowedOrigins = []string{"https://*.example.com"} },
-		"--tls-cert-file":          func(o *Options) { o.TLSKeyFile = "key.pem" },
+		"--listen":                  func(o *Options) { o.Listen = "8000" },
+		"--max-handshakes":          func(o *Options) { o.MaxHandshakes = 0 },
+		"--handshake-rate-per-ip":   func(o *Options) { o.HandshakeRate = -1 },
+		"--handshake-burst-per-ip":  func(o *Options) { o.HandshakeBurst = 0 },
+		"--handshake-rate-per-key":  func(o *Options) { o.KeyRate = 2e6 },
+		"--handshake-burst-per-key": func(o *Options) { o.KeyBurst = 0 },
+		"--failure-rate-per-ip":     func(o *Options) { o.FailureRate = 0 },
+		"--failure-burst-per-ip":    func(o *Options) { o.FailureBurst = 0 },
+		"--trusted-proxies":         func(o *Options) { o.TrustedProxies = make([]netip.Prefix, 1) },
+		"--allowed-origins":         func(o *Options) { o.AllowedOrigins = []string{"https://*.example.com"} },
+		"--tls-cert-file":           func(o *Options) { o.TLSKeyFile = "key.pem" },
 	} {
 		o := defaults()
 		if change(&o); o.Validate() == nil || !strings.Contains(o.Validate().Error(), flag) {

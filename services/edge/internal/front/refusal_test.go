@@ -188,7 +188,7 @@ func TestResultsAreKnown(t *testing.T) {
 	for _, no := range []*refusal{
 		uriTooLong, headersTooLarge, versionUnsupported, notFound, methodNotAllowed, podDraining, tooManyHandshakes,
 		podFull, originForbidden, upgradeRequired, versionNot13, badUpgrade, badVersion, badKey, badHost, bodyForbidden,
-		tooManyRequests(dialect.HandshakeRate, 1, ""), tooManyRequests(dialect.FailureRate, 1, ""),
+		tooManyRequests(dialect.HandshakeRate, 1, ""), tooManyRequests(dialect.KeyRate, 1, ""), tooManyRequests(dialect.FailureRate, 1, ""),
 	} {
 		if !slices.Contains(results, no.reason) {
 			t.Errorf("%v is not in results", no.reason)

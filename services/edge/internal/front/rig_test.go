@@ -136,7 +136,7 @@ type rig struct {
 func defaults() Options {
 	return Options{
 		Listen: "127.0.0.1:0", MaxHandshakes: 100,
-		HandshakeBurst: 50, FailureRate: 1000, FailureBurst: 100000,
+		HandshakeBurst: 50, KeyBurst: 100, FailureRate: 1000, FailureBurst: 100000,
 	}
 }
 

@@ -26,12 +26,17 @@ func clientOf(r redis.UniversalClient) (*client, error) {
 	return nil, errors.New("lock: the Redis client must be one of NewClient")
 }
 
+// masters calls do with the master, or with each one of a Cluster, at the same time.
+func (c *client) masters(ctx context.Context, do func(ctx context.Context, server string, r redis.Cmdable) error) error {
+	if cluster, ok := c.UniversalClient.(*redis.ClusterClient); ok {
+		return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return do(ctx, node.Options().Addr, node) })
+	}
+	return do(ctx, "", c)
+}
+
 // reach makes sure that there is a connection to each master.
 func (c *client) reach(ctx context.Context) error {
-	if cluster, ok := c.UniversalClient.(*redis.ClusterClient); ok {
-		return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.Ping(ctx).Err() })
-	}
-	return c.Ping(ctx).Err()
+	return c.masters(ctx, func(ctx context.Context, _ string, r redis.Cmdable) error { return r.Ping(ctx).Err() })
 }
 
 // generations are the run ids of the servers: of each node of a Cluster by its

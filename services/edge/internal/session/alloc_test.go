@@ -17,16 +17,17 @@ import (
 // nobody is a Host that does nothing.
 type nobody struct{ about }
 
-func (nobody) Send([]byte)                          {}
-func (nobody) Authenticate(string, secret.Secret)   {}
-func (nobody) Refused(dialect.Reason)               {}
-func (nobody) Acquire(principal.Principal)          {}
-func (nobody) Release()                             {}
-func (nobody) Live(string)                          {}
-func (nobody) Subscribe(string) bool                { return true }
-func (nobody) Unsubscribe(string)                   {}
-func (nobody) Stop()                                {}
-func (nobody) Close(uint16, string, dialect.Reason) {}
+func (nobody) Send([]byte)                                      {}
+func (nobody) Authenticate(string, secret.Secret)               {}
+func (nobody) Refused(dialect.Reason)                           {}
+func (nobody) Acquire(principal.Principal)                      {}
+func (nobody) Release()                                         {}
+func (nobody) Hold(_ string, least time.Duration) time.Duration { return least }
+func (nobody) Live(string)                                      {}
+func (nobody) Subscribe(string) bool                            { return true }
+func (nobody) Unsubscribe(string)                               {}
+func (nobody) Stop()                                            {}
+func (nobody) Close(uint16, string, dialect.Reason)             {}
 
 func liveSession() *Session {
 	s := newSession(&nobody{}, newDialect(cutemarkets.Options{}), withKey)

@@ -152,6 +152,14 @@ func (m *model) Live(market string) {
 	m.wear()
 }
 
+func (m *model) Hold(user string, least time.Duration) time.Duration {
+	m.open("hold")
+	if user == "" || user != m.s.user || m.lock != noLock || m.welcomed {
+		m.t.Fatalf("hold of %q, lock %d", user, m.lock)
+	}
+	return rapid.SampledFrom([]time.Duration{least, 30 * time.Second}).Draw(m.t, "hold")
+}
+
 func (m *model) Subscribe(string) bool {
 	m.open("subscribe")
 	if !m.delivering {
@@ -377,9 +385,11 @@ func TestRapid(t *testing.T) {
 		})
 
 		// Whatever the state, an end leads to the close within its hold and the
-		// longest wait for a release, without any answer.
+		// longest wait for a release, without any answer; a longer hold that was
+		// begun before, when the edge drains.
 		m.prompt, m.fragile = false, 0
 		m.s.End(m.now, dialect.DuplicateConnection)
+		m.s.End(m.now, dialect.Draining)
 		limit := m.now.Add(2 * time.Second)
 		for range 2 {
 			if at := m.s.Deadline(); !at.IsZero() {

@@ -24,6 +24,8 @@ const (
 	releaseWait     = time.Second
 	badCommands     = 5 // malformed messages within badWindow that end a socket
 	badWindow       = time.Minute
+	// drainHold bounds what is left of a hold when the edge drains.
+	drainHold = time.Second
 )
 
 // Host is what a session asks of the engine. Calls come from inside the
@@ -48,6 +50,9 @@ type Host interface {
 	// (which then needs none). Answered by Session.Released; the close frame
 	// waits for that, at most 1 s.
 	Release()
+	// Hold notes that the user is refused a second connection and returns how
+	// long the refusal is to be held: least, or longer. It gives no input.
+	Hold(user string, least time.Duration) time.Duration
 	// Live begins the delivery of events and notices of the market.
 	Live(market string)
 	// Subscribe adds a topic; idempotent. It reports false when the socket has
@@ -189,7 +194,7 @@ func (s *Session) Acquired(now time.Time, r dialect.Reason) {
 		s.welcome(now)
 	case s.state == acquiring:
 		s.locked = false
-		s.End(now, r)
+		s.refuse(now, r)
 	case s.state == holding && s.locked:
 		s.locked = r == dialect.OK
 	case s.state < holding:
@@ -209,9 +214,13 @@ func (s *Session) Released(time.Time) {
 }
 
 // End asks the session to end for a reason (drain, slow consumer, a broken
-// frame, a lost lock, a missing pong). Further calls change nothing.
+// frame, a lost lock, a missing pong). Further calls change nothing, but a drain
+// leaves at most 1 s of a hold.
 func (s *Session) End(now time.Time, r dialect.Reason) {
 	if s.ending() {
+		if r == dialect.Draining && s.state == holding {
+			s.deadline = min(s.deadline, now.Sub(origin)+drainHold)
+		}
 		return
 	}
 	s.finish(now, r, s.host.Dialect().Bye(r))
@@ -285,6 +294,16 @@ func (s *Session) accept(now time.Time, p principal.Principal) {
 	s.state = acquiring
 	s.locked = true
 	s.host.Acquire(p)
+}
+
+// refuse ends a socket that did not get the lock of its user. Whoever comes
+// again and again while the lock is another socket's is held ever longer.
+func (s *Session) refuse(now time.Time, r dialect.Reason) {
+	bye := s.host.Dialect().Bye(r)
+	if r == dialect.DuplicateConnection {
+		bye.Hold = s.host.Hold(s.user, bye.Hold)
+	}
+	s.finish(now, r, bye)
 }
 
 // welcome makes the socket live: the answer to its first credential comes

@@ -38,7 +38,8 @@ func newSession(h interface {
 type recorder struct {
 	about
 	calls     []string
-	maxTopics int // 0: no limit
+	maxTopics int           // 0: no limit
+	hold      time.Duration // of a second connection; 0: the least
 	topics    map[string]bool
 }
 
@@ -53,9 +54,13 @@ func (h *recorder) Authenticate(market string, c secret.Secret) {
 func (h *recorder) Refused(r dialect.Reason)      { h.add("refused %s", r) }
 func (h *recorder) Acquire(p principal.Principal) { h.add("acquire %s", p.UserID) }
 func (h *recorder) Release()                      { h.add("release") }
-func (h *recorder) Live(market string)            { h.add("live %s", market) }
-func (h *recorder) Unsubscribe(topic string)      { h.add("unsubscribe %s", topic) }
-func (h *recorder) Stop()                         { h.add("stop") }
+func (h *recorder) Hold(user string, least time.Duration) time.Duration {
+	h.add("hold %s %s", user, least)
+	return max(least, h.hold)
+}
+func (h *recorder) Live(market string)       { h.add("live %s", market) }
+func (h *recorder) Unsubscribe(topic string) { h.add("unsubscribe %s", topic) }
+func (h *recorder) Stop()                    { h.add("stop") }
 func (h *recorder) Subscribe(topic string) bool {
 	if h.topics == nil {
 		h.topics = map[string]bool{}
@@ -155,6 +160,59 @@ const (
 	ours = `"" client_closed`
 )
 
+// TestHold is the refusal of a second connection that is held for longer than the
+// dialect asks for.
+func TestHold(t *testing.T) {
+	for name, c := range map[string]struct {
+		do    input // after 2 s
+		want  []string
+		until time.Duration // the close, when do did not lead to it
+	}{
+		"to its end":                   {auth("cm_a"), nil, 8 * sec},
+		"cut short by the client":      {clientClosed(1000), calls(`close 1000 "" duplicate_connection`), 0},
+		"cut short by a broken socket": {gone(), calls(`close 0 "" duplicate_connection`), 0},
+		"cut short by a drain":         {end(dialect.Draining), nil, 3 * sec},
+		"not cut short by another end": {end(dialect.PongTimeout), nil, 8 * sec},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := &recorder{hold: 8 * sec}
+			s := newSession(h, newDialect(cutemarkets.Options{}), withKey)
+			s.Start(start)
+			user("u")(&s, start)
+			s.Acquired(start, dialect.DuplicateConnection)
+			h.calls = nil
+			c.do(&s, start.Add(2*sec))
+			if !slices.Equal(h.calls, c.want) {
+				t.Fatalf("got %q, want %q", h.calls, c.want)
+			}
+			if c.until == 0 {
+				return
+			}
+			if s.Tick(start.Add(c.until - 1)); len(h.calls) > 0 {
+				t.Fatalf("%q before the end of the hold", h.calls)
+			}
+			s.Tick(start.Add(c.until))
+			if want := calls(`close 4409 "this user already has an active connection" duplicate_connection`); !slices.Equal(h.calls, want) {
+				t.Fatalf("got %q, want %q", h.calls, want)
+			}
+		})
+	}
+}
+
+// TestDrainNeverMakesAHoldLonger: what is left of it may be less than a drain leaves.
+func TestDrainNeverMakesAHoldLonger(t *testing.T) {
+	h := &recorder{}
+	s := newSession(h, newDialect(cutemarkets.Options{}), withKey)
+	s.Start(start)
+	refused(dialect.CredentialInvalid)(&s, start)
+	s.End(start, dialect.Draining)
+	h.calls = nil
+	s.Tick(start.Add(150 * ms))
+	if want := calls(`close 4401 "invalid API key" credential_invalid`); !slices.Equal(h.calls, want) {
+		t.Fatalf("got %q, want %q", h.calls, want)
+	}
+}
+
 func TestScripts(t *testing.T) {
 	scripts := []struct {
 		name    string
@@ -249,7 +307,7 @@ func TestScripts(t *testing.T) {
 		{"second connection of the user", withKey, []step{
 			{0, begin(), calls("send connected", "authenticate stocks cm_a")},
 			{0, user("u"), calls("acquire u")},
-			{0, acquired(dialect.DuplicateConnection), calls("send max_connections")},
+			{0, acquired(dialect.DuplicateConnection), calls("hold u 1s", "send max_connections")},
 			{0, auth("cm_a"), nil},
 			{999 * ms, tick(), nil},
 			{sec, tick(), calls(`close 4409 "this user already has an active connection" duplicate_connection`)},
