@@ -162,15 +162,24 @@ func (m *Manager) work(group []*bucket) {
 
 // done takes what came of a task.
 func (m *Manager) done(t task, got []outcome) {
-	now := m.now()
+	now, b := m.now(), t.bucket
+	var all []news
+	b.mu.Lock()
 	for n, l := range t.leases {
-		m.step(l, func(x *machine) event { return x.reply(m.timing, now, t.op, got[n]) })
+		before := l.machine
+		ev := l.machine.reply(m.timing, now, t.op, got[n])
+		m.settleLocked(b, l, &before)
+		if ev != (event{}) {
+			all = append(all, news{l, ev, l.unheld, l.machine.confirmed(m.timing)})
+		}
 	}
 	if t.op == opRefresh && (got[0] == refused || got[0] == unknown) {
-		t.bucket.mu.Lock()
 		soon := max(now+firstRetry, m.onGrid(now+spread(lastRetry*8/10))) // within 1 s
-		t.bucket.refreshAt = min(t.bucket.refreshAt, soon)
-		t.bucket.mu.Unlock()
+		b.refreshAt = min(b.refreshAt, soon)
+	}
+	b.mu.Unlock()
+	for _, n := range all {
+		m.tell(n)
 	}
 }
 
@@ -193,8 +202,15 @@ func (m *Manager) take(b *bucket) task {
 	}
 	b.wakeAt = 0
 	chosen := opNone
+	leases := make([]*Lease, 0, min(len(b.leases), scriptKeys))
 	for _, l := range b.leases {
-		chosen = max(chosen, l.nextLocked(now))
+		o := l.nextLocked(now)
+		if o > chosen {
+			chosen, leases = o, leases[:0]
+		}
+		if o != opNone && o == chosen && len(leases) < scriptKeys {
+			leases = append(leases, l)
+		}
 		if x := &l.machine; x.state == releasing && !x.busy && now < x.at {
 			b.wakeAt = sooner(b.wakeAt, x.at)
 		}
@@ -203,13 +219,9 @@ func (m *Manager) take(b *bucket) task {
 		b.working = false
 		return task{}
 	}
-	leases := make([]*Lease, 0, min(len(b.leases), scriptKeys))
-	for _, l := range b.leases {
-		if len(leases) < scriptKeys && l.nextLocked(now) == chosen {
-			l.machine.send(now, chosen)
-			l.due = l.due && chosen != opRefresh
-			leases = append(leases, l)
-		}
+	for _, l := range leases {
+		l.machine.send(now, chosen)
+		l.due = l.due && chosen != opRefresh
 	}
 	return task{b, chosen, leases}
 }

@@ -6,11 +6,12 @@
 // A lock is valid until the send time of its last confirmed refresh + TTL -
 // margin on this process's monotonic clock, which goes on while the machine is
 // suspended; then the holder is told that it is lost and must stop delivering at
-// once. Who delivers calls Fence before, in case the process stood still. A lock that Redis has lost is set anew
-// while its holder lives; one that another edge took is lost. Releases are
-// compare-and-delete, on no caller's context, retried until Redis has dropped
-// the key by itself. Only GET, SET, PEXPIRE, DEL, EVAL and PING are needed; CONFIG
-// is not, and INFO only to see that Redis is another process than before.
+// once. Who delivers calls Fence before, in case the process stood still. A lock
+// that Redis has lost is set anew while its holder lives; one that another edge
+// took is lost. Releases are compare-and-delete, on no caller's context, retried
+// until Redis has dropped the key by itself. Only GET, MGET, SET, PEXPIRE, PTTL,
+// DEL, EVAL and PING are needed; CONFIG is not, and INFO only to see that Redis is
+// another process than before.
 //
 // When Redis may have lost data (it is another process, or a lock is missing while
 // its lease is valid), newcomers are refused for 2.5 s and all locks are asserted
@@ -223,7 +224,7 @@ func bucketOf(user string) uint8 {
 func nameOf(user string) string {
 	plain := user != "" && len(user) <= maxUser
 	for n := 0; plain && n < len(user); n++ {
-		plain = plainByte(user[n])
+		plain = plainBytes[user[n]]
 	}
 	if plain {
 		return user
@@ -232,10 +233,13 @@ func nameOf(user string) string {
 	return "~" + hex.EncodeToString(sum[:])
 }
 
-func plainByte(c byte) bool {
-	return '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' ||
-		c == '.' || c == '_' || c == '@' || c == '-'
-}
+// plainBytes are the bytes of a user id that stand for themselves.
+var plainBytes = func() (plain [256]bool) {
+	for _, c := range []byte("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._@-") {
+		plain[c] = true
+	}
+	return plain
+}()
 
 func random() string {
 	var b [16]byte
@@ -250,17 +254,29 @@ func (m *Manager) step(l *Lease, input func(*machine) event) event {
 	before := l.machine
 	ev := input(&l.machine)
 	m.settleLocked(b, l, &before)
-	unheld, confirmed := l.unheld, l.machine.confirmed(m.timing)
+	n := news{l, ev, l.unheld, l.machine.confirmed(m.timing)}
 	b.mu.Unlock()
-	switch {
-	case ev.lost != dialect.OK:
-		m.config.Lost(l.owner, ev.lost)
-	case ev.released && unheld:
-		m.config.Released(l.owner)
-	case ev.missing:
-		m.vanished(m.now(), confirmed)
-	}
+	m.tell(n)
 	return ev
+}
+
+// news is what an event means to others than the lease's own caller.
+type news struct {
+	lease     *Lease
+	event     event
+	unheld    bool
+	confirmed time.Duration
+}
+
+func (m *Manager) tell(n news) {
+	switch {
+	case n.event.lost != dialect.OK:
+		m.config.Lost(n.lease.owner, n.event.lost)
+	case n.event.released && n.unheld:
+		m.config.Released(n.lease.owner)
+	case n.event.missing:
+		m.vanished(m.now(), n.confirmed)
+	}
 }
 
 // settleLocked follows a change of a lease's machine.

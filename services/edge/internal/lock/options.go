@@ -85,6 +85,7 @@ func NewClient(o Options, name string) (redis.UniversalClient, error) {
 		MasterName:               o.MasterName,
 		Username:                 o.Username,
 		ClientName:               name,
+		Protocol:                 2, // nothing is pushed, so nothing is looked for before each reply
 		MaxRetries:               -1,
 		MaxRedirects:             -1,
 		ContextTimeoutEnabled:    true,

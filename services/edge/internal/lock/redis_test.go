@@ -405,7 +405,7 @@ func TestWithoutInfoAndConfig(t *testing.T) {
 	address := startRedis(t)
 	admin := plain(t, address)
 	err := admin.ACLSetUser(t.Context(), "relay", "on", ">s3cret", "~relay:lock:*", "-@all",
-		"+get", "+set", "+pexpire", "+del", "+eval", "+ping", "+hello", "+client|setname").Err()
+		"+get", "+mget", "+set", "+pexpire", "+pttl", "+del", "+eval", "+ping", "+hello", "+client|setname").Err()
 	if err != nil {
 		t.Fatal(err)
 	}
