@@ -19,6 +19,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/alicebob/miniredis/v2"
+	"github.com/alicebob/miniredis/v2/server"
 
 	"github.com/cutemarkets/relay/hack/feedsim"
 	"github.com/cutemarkets/relay/services/auth"
@@ -118,18 +119,33 @@ func (c *Cluster) startRedis(run context.Context) error {
 		return err
 	}
 	c.info.Redis = address
-	server := miniredis.NewMiniRedis()
-	if err := server.StartAddr(address); err != nil {
+	embedded := miniredis.NewMiniRedis()
+	if err := embedded.StartAddr(address); err != nil {
+		return fmt.Errorf("cluster: start the embedded Redis: %w", err)
+	}
+	if err := shardChannels(embedded.Server()); err != nil {
 		return fmt.Errorf("cluster: start the embedded Redis: %w", err)
 	}
 	return c.add(run, run, &part{name: "redis", run: func(ctx context.Context) error {
-		defer server.Close()
-		return advance(ctx, server)
+		defer embedded.Close()
+		return advance(ctx, embedded)
 	}})
 }
 
+// shardChannels adds the commands of sharded channels to the embedded Redis, which
+// has none: on a single server all channels are alike.
+func shardChannels(s *server.Server) error {
+	var errs []error
+	for _, command := range []string{"SUBSCRIBE", "PUBLISH"} {
+		errs = append(errs, s.Register("S"+command, func(c *server.Peer, _ string, args []string) {
+			s.Dispatch(c, append([]string{command}, args...))
+		}))
+	}
+	return errors.Join(errs...)
+}
+
 // advance lets the embedded Redis's TTLs run: its clock moves only when told to.
-func advance(ctx context.Context, server *miniredis.Miniredis) error {
+func advance(ctx context.Context, embedded *miniredis.Miniredis) error {
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	last := time.Now()
@@ -138,7 +154,7 @@ func advance(ctx context.Context, server *miniredis.Miniredis) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-ticker.C:
-			server.FastForward(now.Sub(last))
+			embedded.FastForward(now.Sub(last))
 			last = now
 		}
 	}

@@ -223,6 +223,54 @@ func (c *client) expectEOF() {
 	}
 }
 
+var errStopped = errors.New("told to stop")
+
+// attend reads and answers pings until stop, as every client does whose program is
+// busy with something else; one that does not is taken for dead when its user
+// connects once more. stop tells how many pings there were, and other frames.
+func (c *client) attend() (stop func() (pings, others int)) {
+	var pings, others int
+	stopping, failure := make(chan struct{}), make(chan error, 1)
+	one := func() error {
+		select {
+		case <-stopping:
+			return errStopped
+		default:
+		}
+		_ = c.conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		var silence net.Error
+		if _, err := c.in.Peek(1); errors.As(err, &silence) && silence.Timeout() {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		_ = c.conn.SetReadDeadline(time.Now().Add(patience))
+		f, err := readFrame(c.in)
+		if err != nil || f.Header.OpCode != ws.OpPing {
+			others++
+			return err
+		}
+		pings++
+		_, err = c.conn.Write(ws.MustCompileFrame(ws.MaskFrame(ws.NewPongFrame(f.Payload))))
+		return err
+	}
+	go func() {
+		err := one()
+		for err == nil {
+			err = one()
+		}
+		failure <- err
+	}()
+	return func() (int, int) {
+		c.t.Helper()
+		close(stopping)
+		if err := <-failure; !errors.Is(err, errStopped) {
+			c.t.Errorf("a client that reads: %v", err)
+		}
+		return pings, others
+	}
+}
+
 // event is the part of a message's object that tests look at.
 type event struct {
 	Ev      string  `json:"ev"`

@@ -199,7 +199,9 @@ func (x contract) authAgain(t *testing.T) {
 
 	// The user never changed: its lock is held, the other user's is free.
 	join(t, x.edges[1], "stocks", foreign).leave()
+	stop := s.attend()
 	expectSecond(t, open(t, x.edges[1], "/v1/ws/stocks/", bearer(second)))
+	stop()
 	s.leave()
 }
 
@@ -289,6 +291,7 @@ func (x contract) second(t *testing.T) {
 	first.subscribe("T.*")
 	first.await("an event", func(e event) bool { return e.Ev == "T" })
 	x.holder(t, user)
+	stop := first.attend()
 	for name, row := range map[string]struct{ edge, target, key string }{
 		"same pod, same key": {x.edges[0], "/v1/ws/stocks/", key},
 		"other pod":          {x.edges[1], "/v1/ws/stocks/", key},
@@ -299,6 +302,7 @@ func (x contract) second(t *testing.T) {
 			expectSecond(t, open(t, row.edge, row.target, bearer(row.key)))
 		})
 	}
+	stop()
 	first.await("an event: the first connection is undisturbed", func(e event) bool { return e.Ev == "T" })
 	first.frame(ws.OpClose, ws.NewCloseFrameBody(ws.StatusNormalClosure, ""))
 	first.expectClose(1000)

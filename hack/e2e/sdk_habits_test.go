@@ -95,9 +95,10 @@ func (h habits) goSecond(t *testing.T) {
 	key := expert(t, h.c, "stocks")
 	first := join(t, h.edges[0], "stocks", key)
 	s := newGoSDK(t, h.edges[1], key, "T.*")
-	left := false
+	left, stop := false, first.attend()
 	err := s.run(func() bool {
 		if !left && len(s.closes) == 3 {
+			stop()
 			first.leave()
 			left = true
 		}
@@ -172,10 +173,12 @@ func (h habits) pythonSecond(t *testing.T) {
 	key := expert(t, h.c, "stocks")
 	first := join(t, h.edges[0], "stocks", key)
 	s := newPythonSDK(t, h.edges[1], key, "T.*")
+	stop := first.attend()
 	const lockTTL, spent = 15 * time.Second, 4 // of its lives
 	if err := s.run(func() bool { return len(s.closes) == spent }); err != nil {
 		t.Fatalf("%v after %d dials", err, len(s.dials))
 	}
+	stop()
 	if lasted := s.dials[spent].Sub(s.dials[0]); lasted < lockTTL {
 		t.Errorf("%d of %d lives lasted for %s, want %s at least", spent, maxReconnects, lasted, lockTTL)
 	}

@@ -116,7 +116,9 @@ func (r rules) answers(t *testing.T) {
 		}
 	}
 	join(t, r.edges[1], "stocks", foreign).leave()
+	stop := s.attend()
 	expectSecond(t, open(t, r.edges[1], "/v1/ws/stocks", bearer(second)))
+	stop()
 }
 
 func (r rules) early(t *testing.T) {
@@ -167,11 +169,13 @@ func (r rules) refusals(t *testing.T) {
 func (r rules) second(t *testing.T) {
 	key := expert(t, r.c, "stocks")
 	first := join(t, r.edges[0], "stocks", key)
+	stop := first.attend()
 	for _, edge := range r.edges[:2] {
 		s := open(t, edge, "/v1/ws/stocks")
 		s.raw(append(message("auth", key), message("subscribe", "T.*")...))
 		expectSecond(t, s)
 	}
+	stop()
 	first.subscribe("T.*")
 	first.await("an event: the first connection is undisturbed", func(e event) bool { return e.Ev == "T" })
 }

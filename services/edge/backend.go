@@ -33,3 +33,8 @@ func (b backend) Acquire(ctx context.Context, p principal.Principal, o engine.Ow
 
 // Fence implements engine.Backend.
 func (b backend) Fence() { b.locks.Fence() }
+
+// Probe implements engine.Backend.
+func (b backend) Probe(ctx context.Context, p principal.Principal) bool {
+	return b.locks.Probe(ctx, p.UserID)
+}

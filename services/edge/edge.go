@@ -110,7 +110,7 @@ func (s *Service) build() (err error) {
 	if s.redis, err = lock.NewClient(o.Redis, o.EdgeID); err != nil {
 		return err
 	}
-	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Grace: o.LockGrace, Lost: s.lockLost, Released: s.lockReleased}, s.redis, t.Meter("lock"), t.Logger); err != nil {
+	if s.locks, err = lock.New(lock.Config{EdgeID: o.EdgeID, Grace: o.LockGrace, Lost: s.lockLost, Released: s.lockReleased, Probe: s.lockProbe}, s.redis, t.Meter("lock"), t.Logger); err != nil {
 		return err
 	}
 	if s.eviction, err = lock.NewEviction(s.redis, t.Meter("lock"), t.Logger); err != nil {
@@ -145,10 +145,13 @@ func (s *Service) build() (err error) {
 	return err
 }
 
-// lockLost and lockReleased are called by the locks, which exist before the engine
-// but hold nothing until it asks.
+// lockLost, lockReleased and lockProbe are called by the locks, which exist before
+// the engine but hold nothing until it asks.
 func (s *Service) lockLost(owner uint64, r dialect.Reason) { s.engine.Lost(engine.Owner(owner), r) }
 func (s *Service) lockReleased(owner uint64)               { s.engine.Released(engine.Owner(owner)) }
+func (s *Service) lockProbe(owner uint64, answer func(alive bool)) {
+	s.engine.Probe(engine.Owner(owner), answer)
+}
 
 func (s *Service) statusPage(authenticator *authn.Authenticator) *status.Handler {
 	live := func(market string) func() bool {

@@ -29,6 +29,9 @@ type Backend interface {
 	// before the answer is known, the backend itself gives back what it may have
 	// taken.
 	Acquire(ctx context.Context, p principal.Principal, o Owner) (Lock, dialect.Reason)
+	// Probe asks whether the connection that has the lock of the principal's user
+	// still lives, wherever it is, and reports whether Acquire may succeed now.
+	Probe(ctx context.Context, p principal.Principal) bool
 	// Fence calls Engine.Lost for the locks that have ended by now. Shards call it
 	// in each round before they deliver: the process may have stood still.
 	Fence()
@@ -78,9 +81,8 @@ func (c *connection) charge(r dialect.Reason) {
 	}
 }
 
-// call runs a call of the backend for a connection, when its turn among those
-// of its kind comes, and posts the answer.
-func (e *Engine) call(c *connection, turns chan struct{}, wait time.Duration, run func(ctx context.Context, turn bool) input) {
+// call runs calls of the backend for a connection, and posts the answer.
+func (e *Engine) call(c *connection, run func(ctx context.Context) input) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.keep().cancel = cancel
 	clients, r := c.shard.clients, c.ref
@@ -88,7 +90,7 @@ func (e *Engine) call(c *connection, turns chan struct{}, wait time.Duration, ru
 	lifecycle.Go("engine call", func() {
 		defer e.calls.Done()
 		defer cancel()
-		in := takeTurn(ctx, turns, wait, run)
+		in := run(ctx)
 		in.ref = r
 		if lock, ok := in.body.(Lock); !clients.force(in) && ok {
 			lock.Release()
@@ -96,7 +98,8 @@ func (e *Engine) call(c *connection, turns chan struct{}, wait time.Duration, ru
 	})
 }
 
-// takeTurn runs a call when its turn comes; turn is false when it did not.
+// takeTurn runs a call when its turn among those of its kind comes; turn is false
+// when it did not.
 func takeTurn(ctx context.Context, turns chan struct{}, wait time.Duration, run func(ctx context.Context, turn bool) input) input {
 	patience := time.NewTimer(turnWait)
 	defer patience.Stop()
@@ -113,18 +116,22 @@ func takeTurn(ctx context.Context, turns chan struct{}, wait time.Duration, run 
 }
 
 func (e *Engine) authenticate(c *connection, market string, credential secret.Secret) {
-	e.call(c, e.authentications, authenticateWait, func(ctx context.Context, turn bool) input {
-		answer := &authenticated{reason: dialect.AuthUnavailable}
-		if turn {
-			answer.principal, answer.reason = e.backend.Authenticate(ctx, market, credential)
-		}
-		return input{kind: inputAuthenticated, body: answer}
+	e.call(c, func(ctx context.Context) input {
+		return takeTurn(ctx, e.authentications, authenticateWait, func(ctx context.Context, turn bool) input {
+			answer := &authenticated{reason: dialect.AuthUnavailable}
+			if turn {
+				answer.principal, answer.reason = e.backend.Authenticate(ctx, market, credential)
+			}
+			return input{kind: inputAuthenticated, body: answer}
+		})
 	})
 }
 
+// acquire takes the lock of a user. When another connection has it, it tries once
+// more if that one turns out to be dead; it has no turn while it waits for that.
 func (e *Engine) acquire(c *connection, p principal.Principal) {
 	owner := ownerOf(c.shard, c.ref)
-	e.call(c, e.acquisitions, acquireWait, func(ctx context.Context, turn bool) input {
+	try := func(ctx context.Context, turn bool) input {
 		if !turn {
 			return input{kind: inputAcquired, reason: dialect.LockUnavailable}
 		}
@@ -134,5 +141,12 @@ func (e *Engine) acquire(c *connection, p principal.Principal) {
 		}
 		e.tarpit.Granted(p.UserID)
 		return input{kind: inputAcquired, body: lock}
+	}
+	e.call(c, func(ctx context.Context) input {
+		in := takeTurn(ctx, e.acquisitions, acquireWait, try)
+		if in.reason == dialect.DuplicateConnection && e.backend.Probe(ctx, p) {
+			in = takeTurn(ctx, e.acquisitions, acquireWait, try)
+		}
+		return in
 	})
 }

@@ -175,6 +175,13 @@ func (b *backlog) since() time.Time {
 	return b.waiting()[0].at
 }
 
+// stuck reports whether the oldest frame has waited for longer than it takes to
+// write it to a kernel that has room.
+func (b *backlog) stuck(now time.Time) bool {
+	since := b.since()
+	return !since.IsZero() && now.Sub(since) >= stuckAfter
+}
+
 // release gives everything up.
 func (b *backlog) release() {
 	b.drop(len(b.pieces))

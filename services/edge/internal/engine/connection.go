@@ -35,6 +35,7 @@ type connection struct {
 	shut     bool      // all has been written, after Close
 	deaf     bool      // nothing more of the client counts
 	ended    bool      // the client's side has ended
+	stir     bool      // of the raw socket, for stirred
 
 	// The raw socket.
 	fd  int32    // -1: closed, or none
@@ -55,6 +56,7 @@ type aside struct {
 	in      *inbound           // of the raw socket; nil: no message has begun
 	slow    *slow              // nil: it keeps up
 	drainAt int64              // 0: not draining
+	probe   *probe             // nil: nobody asks, or has asked of late
 }
 
 // inbound is a message that has begun.
@@ -146,6 +148,23 @@ func (c *connection) control() bool {
 
 func (c *connection) hear() {
 	c.heard, c.pinged = c.shard.clock(), false
+	if c.live {
+		c.alive()
+	}
+}
+
+// ping asks for a word of the client.
+func (c *connection) ping() {
+	if !c.pinged {
+		c.heard, c.pinged = c.shard.clock(), true
+	}
+	c.transport().hasten(pingFrame)
+}
+
+// unanswered ends a client that has not answered a ping in time.
+func (c *connection) unanswered() {
+	c.heard, c.pinged = c.shard.clock(), false
+	c.session.End(c.shard.now, dialect.PongTimeout)
 }
 
 // settle follows every input: it tells the session of a full queue and sets
@@ -160,13 +179,14 @@ func (c *connection) settle() {
 	if !c.closed {
 		at = earlier(at, c.liveness())
 		at = earlier(at, c.meanwhile().drainAt)
+		at = earlier(at, c.meanwhile().probe.due())
 		at = earlier(at, s.since(c.session.Deadline()))
 		at = earlier(at, c.lagging())
 	}
 	if at != 0 {
 		s.timers.set(c.ref.slot, at, s.clock())
 	}
-	if a := c.aside; a != nil && a.cancel == nil && a.in == nil && a.slow == nil && a.drainAt == 0 {
+	if a := c.aside; a != nil && a.cancel == nil && a.in == nil && a.slow == nil && a.drainAt == 0 && a.probe == nil {
 		c.aside = nil
 	}
 }
@@ -196,12 +216,13 @@ func (c *connection) wakeUp() {
 	}
 	if !c.closed && clock >= c.liveness() {
 		if c.pinged {
-			c.hear()
-			c.session.End(now, dialect.PongTimeout)
+			c.unanswered()
 		} else {
-			c.heard, c.pinged = clock, true
-			c.transport().hasten(pingFrame)
+			c.ping()
 		}
+	}
+	if at := c.meanwhile().probe.due(); !c.closed && at != 0 && clock >= at {
+		c.probed()
 	}
 	if !c.closed {
 		c.look()
@@ -377,6 +398,7 @@ func (c *connection) Close(code uint16, text string, r dialect.Reason) {
 	c.closed = true
 	c.transport().close(closing)
 	c.answered()
+	c.gone()
 	c.charge(r)
 	s.stats.closes[r].Add(1)
 	s.engine.metrics.closed(time.Duration(uint32(s.clock()/tick)-c.opened) * time.Duration(tick))

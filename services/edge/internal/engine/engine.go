@@ -13,7 +13,8 @@
 //
 // Goroutines: one per shard, and one that sleeps on its poller; a reader and a
 // writer per portable connection; one per connection that asks the backend or
-// waits for its turn to, of which MaxHandshakes bounds those that do.
+// waits for its turn to, of which MaxHandshakes bounds those that do. One that has
+// another connection of its user probed has no turn meanwhile.
 //
 // Under overload: a full inbox of the feed makes the feed wait; a client that
 // takes too little is warned, conflated if it asked for that, and ended with

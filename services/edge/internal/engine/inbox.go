@@ -29,6 +29,7 @@ const (
 	inputAcquired                       // reason; body: Lock
 	inputReleased                       //
 	inputLost                           // the lock; reason
+	inputProbe                          // of the connection; body: func(alive bool)
 	inputDrain                          // body: *time.Duration
 	inputStop                           //
 	inputBatch                          // market; body: *feedv1.Batch

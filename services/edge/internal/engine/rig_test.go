@@ -179,6 +179,7 @@ type anyone struct {
 	authenticate func(ctx context.Context) (principal.Principal, dialect.Reason)
 	acquire      func(ctx context.Context, o Owner) (Lock, dialect.Reason)
 	fence        atomic.Pointer[func()]
+	probe        func(ctx context.Context) bool
 }
 
 // lock is a lock that calls release when it is given back.
@@ -215,6 +216,10 @@ func (a *anyone) Fence() {
 	if fence := a.fence.Load(); fence != nil {
 		(*fence)()
 	}
+}
+
+func (a *anyone) Probe(ctx context.Context, _ principal.Principal) bool {
+	return a.probe != nil && a.probe(ctx)
 }
 
 // rig is an engine of one market on real sockets.

@@ -178,6 +178,8 @@ func (s *shard) refuse(in input) {
 		s.leave()
 	case Lock:
 		body.Release()
+	case func(alive bool):
+		body(false)
 	}
 }
 
@@ -263,6 +265,9 @@ func (s *shard) takeClient(in *input, payload []byte) {
 	case inputStop:
 		s.stopping = true
 		s.drain(0)
+		return
+	case inputProbe:
+		s.probe(in.ref, in.body.(func(alive bool)))
 		return
 	}
 	c := s.lookup(in.ref)

@@ -28,12 +28,14 @@ type recorder struct {
 	queued int       // bytes that wait, as it says
 	begun  int       // of them, that discard does not drop
 	since  time.Time // of them
+	stir   bool
 }
 
 func (r *recorder) start(to ref)              { r.ref = to }
 func (r *recorder) abandon()                  {}
 func (r *recorder) discard()                  { r.queued = r.begun }
 func (r *recorder) backlog() (int, time.Time) { return r.queued, r.since }
+func (r *recorder) stirred() bool             { return r.stir }
 func (r *recorder) deadline() time.Time       { return time.Time{} }
 func (r *recorder) expire(*connection)        {}
 func (r *recorder) pong(payload []byte)       { r.seen = append(r.seen, "pong "+string(payload)) }
@@ -316,11 +318,11 @@ func TestStaleReferencesChangeNothing(t *testing.T) {
 		if first.ref.slot != second.ref.slot || first.ref == second.ref {
 			t.Fatalf("refs %v and %v", first.ref, second.ref)
 		}
-		released := 0
+		released, gone := 0, false
 		for _, in := range []input{
 			{kind: inputFrame, frame: frame.Text}, {kind: inputFrame, frame: frame.Ping}, {kind: inputFrame, frame: frame.Pong},
 			{kind: inputFrame, frame: frame.Close, code: 1000}, {kind: inputGone}, {kind: inputRelieved},
-			{kind: inputBroken, reason: dialect.ProtocolError}, {kind: inputLost, reason: dialect.LockLost}, {kind: inputReleased},
+			{kind: inputBroken, reason: dialect.ProtocolError}, {kind: inputLost, reason: dialect.LockLost}, {kind: inputReleased}, {kind: inputProbe, body: func(alive bool) { gone = gone || !alive }},
 			{kind: inputAuthenticated, body: &authenticated{}}, {kind: inputAcquired, reason: dialect.LockUnavailable},
 			{kind: inputAcquired, body: lock{release: func() { released++ }}},
 		} {
@@ -331,6 +333,9 @@ func TestStaleReferencesChangeNothing(t *testing.T) {
 		b.expect(second)
 		if released != 1 {
 			t.Errorf("a lock that came too late was given back %d times", released)
+		}
+		if !gone {
+			t.Error("a connection that has gone must not be alive")
 		}
 	})
 }

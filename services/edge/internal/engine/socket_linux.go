@@ -181,6 +181,13 @@ func (t *socket) backlog() (int, time.Time) {
 	return t.out.held(), t.out.since()
 }
 
+// stirred implements transport.
+func (t *socket) stirred() bool {
+	stir := t.stir
+	t.stir = false
+	return stir
+}
+
 // close implements transport.
 func (t *socket) close(final []byte) {
 	t.heard = t.shard.clock() + int64(closeWait)
@@ -204,8 +211,9 @@ func (t *socket) drain() {
 		if len(piece) == 0 {
 			break
 		}
-		before := t.out.size
+		before, stuck := t.out.size, t.out.stuck(t.shard.now)
 		n := t.write(piece)
+		t.stir = t.stir || stuck && n > 0
 		if t.out == nil {
 			return
 		}
@@ -302,6 +310,7 @@ func (t *socket) read(c *connection, last bool) {
 			t.gone(c, errno)
 			return
 		}
+		t.stir = true
 		t.take(c, t.shard.input[:n])
 		if n < len(t.shard.input) && !last {
 			return

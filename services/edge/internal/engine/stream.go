@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
@@ -30,6 +31,7 @@ type stream struct {
 	ref        ref
 	closes     chan struct{} // closed when closing begins
 	readerDone chan struct{}
+	stir       atomic.Bool // for stirred
 
 	// Owned by the reader; not thread-safe.
 	early   []byte
@@ -124,6 +126,9 @@ func (t *stream) backlog() (int, time.Time) {
 	return t.out.held(), t.out.since()
 }
 
+// stirred implements transport.
+func (t *stream) stirred() bool { return t.stir.Swap(false) }
+
 // close implements transport.
 func (t *stream) close(final []byte) {
 	t.mu.Lock()
@@ -162,6 +167,7 @@ func (t *stream) read() {
 			t.failed(err)
 			listening = false
 		default:
+			t.stir.Store(true)
 			listening = t.hand(buf[:n])
 		}
 	}
@@ -269,6 +275,9 @@ func (t *stream) next() []byte {
 // what waited.
 func (t *stream) wrote(n int, err error) {
 	t.mu.Lock()
+	if n > 0 && t.out.stuck(time.Now()) {
+		t.stir.Store(true)
+	}
 	before := t.out.size
 	t.out.took(n)
 	t.stats.queued.Add(int64(t.out.size - before))

@@ -19,6 +19,9 @@ type transport interface {
 	discard()
 	// backlog is how many bytes are queued, and since when the oldest of them is.
 	backlog() (bytes int, since time.Time)
+	// stirred reports whether the client has done something since it was last asked:
+	// sent a byte, or made room for what had been stuck.
+	stirred() bool
 	// close ends the connection: what is queued is sent, then the close frame
 	// (nil: none), within closeWait.
 	close(frame []byte)

@@ -65,6 +65,11 @@ func (m *Manager) Run(ctx context.Context) error {
 		defer m.workers.Add(-1)
 		m.beat(ctx)
 	})
+	m.workers.Add(1)
+	lifecycle.Go("lock listener", func() {
+		defer m.workers.Add(-1)
+		m.listen(ctx)
+	})
 	for ctx.Err() == nil {
 		select {
 		case <-wheel.C:

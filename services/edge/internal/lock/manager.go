@@ -10,14 +10,18 @@
 // that Redis has lost is set anew while its holder lives; one that another edge
 // took is lost. Releases are compare-and-delete, on no caller's context, retried
 // until Redis has dropped the key by itself. Only GET, MGET, SET, PEXPIRE, PTTL,
-// DEL, EVAL and PING are needed; CONFIG is not, and INFO only to see that Redis is
-// another process than before.
+// DEL, EVAL and PING are needed; CONFIG is not, INFO only to see that Redis is
+// another process than before, and SSUBSCRIBE and SPUBLISH only for probes.
 //
 // When Redis may have lost data (it is another process, or a lock is missing while
 // its lease is valid), newcomers are refused for 2.5 s and all locks are asserted
 // anew, spread over 0.75 s: the edges that hold locks set them before anybody may
 // take them. A process that has just started knows of no loss. In a Cluster a
 // replica that takes over is noticed by the locks it lacks alone.
+//
+// Who is refused may have the holder probed (probe.go): its edge, asked through its
+// channel relay:edge:<edge id>, finds out whether the holder's client lives, and
+// releases the lock if it does not. Nobody else ever does.
 //
 // Locks are spread over 128 buckets by user, each a Redis Cluster slot. All locks
 // of a bucket are refreshed by one script per 100 keys, every 4 s ±20 %, at
@@ -27,8 +31,9 @@
 // together, up to 256 in a pipeline. What else is to be done, a bucket does, one
 // operation at a time. A lock never has more than one operation in flight.
 //
-// Goroutines: Run is the wheel that wakes buckets and calls Fence, and a
-// beat beside it that keeps a connection to Redis; up to 8 buckets with something
+// Goroutines: Run is the wheel that wakes buckets and calls Fence, and beside it a
+// beat that keeps a connection to Redis and a listener to what other edges ask; a
+// probe has one, and so has an answer, 1024 of each; up to 8 buckets with something
 // to do share one goroutine until it is done; the line has four turns to send,
 // used by a caller or by a goroutine. Under overload callers wait in line until
 // their context ends; only once a request was sent has Redis 1 s to answer, and an
@@ -96,6 +101,10 @@ type Config struct {
 	// the lease any more; it may come before Release returns. It does not block.
 	// Required.
 	Released func(owner uint64)
+	// Probe finds out whether the client of an owner lives and ends it if not.
+	// answer is called once, within 2.5 s or in vain: true when it does, false
+	// when there is no such owner any more. Neither blocks. Required.
+	Probe func(owner uint64, answer func(alive bool))
 }
 
 // Manager keeps the locks of this edge. All methods are safe for concurrent use.
@@ -122,6 +131,7 @@ type Manager struct {
 	losses  losses
 	fences  fences
 	pings   pings
+	probes  probes
 }
 
 // Lease is a lock, held or on its way out.
@@ -143,8 +153,8 @@ type Lease struct {
 
 // New makes a manager; locks are refreshed in Run. The client is one of NewClient.
 func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger) (*Manager, error) {
-	if c.EdgeID == "" || strings.Contains(c.EdgeID, "/") || c.Lost == nil || c.Released == nil {
-		return nil, errors.New("lock: an edge id without a slash and the callbacks Lost and Released are needed")
+	if c.EdgeID == "" || strings.Contains(c.EdgeID, "/") || c.Lost == nil || c.Released == nil || c.Probe == nil {
+		return nil, errors.New("lock: an edge id without a slash and the callbacks Lost, Released and Probe are needed")
 	}
 	c.TTL = orDefault(c.TTL, 15*time.Second)
 	c.Refresh = orDefault(c.Refresh, 4*time.Second)
@@ -166,6 +176,7 @@ func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger
 		line:    make(chan request, turns*batchKeys),
 		turns:   make(chan struct{}, turns),
 		closing: make(chan struct{}),
+		probes:  probes{waiting: map[uint64]chan<- bool{}},
 	}
 	for n := range m.buckets {
 		m.buckets[n].fenceAt = never

@@ -14,6 +14,8 @@ var opNames = [opEnd]string{opAcquire: "acquire", opRefresh: "refresh", opReacqu
 
 var outcomeNames = [outcomeEnd]string{mine: "mine", other: "other", absent: "missing", refused: "refused", unknown: "unknown"}
 
+var probeNames = [probeEnd]string{probeGone: "gone", probeAlive: "alive", probeNoAnswer: "no_answer", probeFailed: "failed"}
+
 var triggerNames = [triggerEnd]string{generation: "generation", vanished: "missing"}
 
 // metrics are the package's instruments, all label values made at zero.
@@ -21,7 +23,10 @@ type metrics struct {
 	operations metric.Int64Counter
 	durations  metric.Float64Histogram
 	guards     metric.Int64Counter
+	probes     metric.Int64Counter
+	strange    metric.Int64Counter
 	triggers   [triggerEnd]metric.MeasurementOption
+	answers    [probeEnd]metric.MeasurementOption
 	results    [opEnd][outcomeEnd]metric.MeasurementOption
 	ops        [opEnd]metric.MeasurementOption
 }
@@ -55,6 +60,21 @@ func newMetrics(meter metric.Meter, held *atomic.Int64) (*metrics, error) {
 	if err != nil {
 		return fail(err)
 	}
+	m.probes, err = meter.Int64Counter("relay_edge_lock_probes",
+		metric.WithDescription("Probes of who holds the lock of a user that was refused, by result: gone (the lock may be free now), alive (its client lives), no_answer (its edge was killed or is late), failed (Redis was not reached, or does not permit it)."))
+	if err != nil {
+		return fail(err)
+	}
+	m.strange, err = meter.Int64Counter("relay_edge_lock_bad_messages",
+		metric.WithDescription("Messages on the channel of this edge that no edge sends."))
+	if err != nil {
+		return fail(err)
+	}
+	m.strange.Add(context.Background(), 0)
+	for r := range probeEnd {
+		m.answers[r] = metric.WithAttributes(attribute.String("result", probeNames[r]))
+		m.probes.Add(context.Background(), 0, m.answers[r])
+	}
 	for t := noTrigger + 1; t < triggerEnd; t++ {
 		m.triggers[t] = metric.WithAttributes(attribute.String("trigger", triggerNames[t]))
 		m.guards.Add(context.Background(), 0, m.triggers[t])
@@ -68,6 +88,12 @@ func newMetrics(meter metric.Meter, held *atomic.Int64) (*metrics, error) {
 	}
 	return m, nil
 }
+
+// probed counts a probe.
+func (m *metrics) probed(r probeResult) { m.probes.Add(context.Background(), 1, m.answers[r]) }
+
+// malformed counts a message that is none.
+func (m *metrics) malformed() { m.strange.Add(context.Background(), 1) }
 
 // guarded counts a guard that has begun.
 func (m *metrics) guarded(t trigger) { m.guards.Add(context.Background(), 1, m.triggers[t]) }

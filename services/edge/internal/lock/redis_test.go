@@ -111,6 +111,9 @@ func newIdleManager(t testing.TB, c Config, o Options) *Manager {
 	if c.Released == nil {
 		c.Released = func(uint64) {}
 	}
+	if c.Probe == nil {
+		c.Probe = func(_ uint64, answer func(alive bool)) { answer(true) }
+	}
 	client, err := NewClient(o, "relay-edge-"+c.EdgeID)
 	if err != nil {
 		t.Fatal(err)
