@@ -97,7 +97,7 @@ ci: ## Run what CI runs
 	@.ci/run
 
 .PHONY: long
-long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, Helm 4, the lock's fault model, a million checked events with ten outages, a client far away, soak, stop, bench-edge
+long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, Helm 4, the fault models, a million checked events with ten outages, a client far away, soak, stop, bench-edge
 	@hack/scripts/fuzz 5m services/edge/internal/frame
 	@cd services/edge && go test -tags long -timeout 5m -run TestClientFarAway -v ./internal/engine
 	@go test -timeout 20m -run 'TestPath|TestReplay' -v ./hack/e2e
@@ -106,8 +106,9 @@ long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, 
 	@echo "long: all passed" >&2
 
 .PHONY: model
-model: ## Run the fault model of the lock with 10,000 runs of each class of faults, and with parts of the lock switched off
+model: ## Run the fault models of lock and lease with 10,000 runs of each class of faults, and with parts switched off
 	@cd services/edge && go test -count 1 -timeout 30m -run TestModel -v ./internal/lock -args -seeds 10000
+	@cd services/internal && go test -count 1 -timeout 30m -run TestModel -v ./lease -args -seeds 10000
 
 .PHONY: deploy
 deploy: cluster-given images ## Install the chart with a simulated vendor on any cluster (KUBECONFIG=… KO_DOCKER_REPO=…)

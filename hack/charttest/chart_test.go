@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
+
+	"github.com/cutemarkets/relay/services/fanout"
 )
 
 func TestLint(t *testing.T) {
@@ -39,7 +41,7 @@ func TestObjects(t *testing.T) {
 		"try": {
 			"deployments": "relay-auth relay-edge relay-fanout relay-feedsim relay-redis",
 			"services":    "relay-auth relay-edge relay-fanout relay-feedsim relay-redis",
-			"budgets":     "relay-edge relay-fanout", "leases": "relay-fanout-options relay-fanout-stocks", "tests": "relay-test",
+			"budgets":     "relay-edge relay-fanout", "leases": "", "tests": "relay-test",
 		},
 		"full": {
 			"deployments": "relay-auth relay-edge relay-fanout relay-feedsim", "services": "relay-auth relay-edge relay-fanout relay-feedsim",
@@ -84,7 +86,7 @@ func TestPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	restricted := api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}
-	eachSet(t, func(t *testing.T, _ string, m *manifests) {
+	eachSet(t, func(t *testing.T, set string, m *manifests) {
 		for name, pod := range m.pods() {
 			for _, result := range evaluator.EvaluatePod(restricted, &pod.ObjectMeta, &pod.Spec) {
 				if !result.Allowed {
@@ -92,7 +94,7 @@ func TestPods(t *testing.T) {
 				}
 			}
 			spec := pod.Spec
-			if token := spec.AutomountServiceAccountToken; token == nil || *token != (name == "fanout") {
+			if token := spec.AutomountServiceAccountToken; token == nil || *token != (name == "fanout" && set != "try") {
 				t.Errorf("%s: service account token mounted: %v", name, token)
 			}
 			if links := spec.EnableServiceLinks; links == nil || *links {
@@ -223,10 +225,18 @@ func TestSelectors(t *testing.T) {
 	})
 }
 
-// TestLeadership: fanout can do what an election needs, and nothing else.
+// TestLeadership: fanout can do what an election needs, and nothing else; with a
+// leader by Redis that is nothing.
 func TestLeadership(t *testing.T) {
 	t.Parallel()
-	eachSet(t, func(t *testing.T, _ string, m *manifests) {
+	eachSet(t, func(t *testing.T, set string, m *manifests) {
+		checkFanout(t, m)
+		if set == "try" {
+			if len(m.leases)+len(m.roles)+len(m.bindings) > 0 {
+				t.Errorf("leases %s, roles %s, bindings %s", names(m.leases), names(m.roles), names(m.bindings))
+			}
+			return
+		}
 		var resources []string
 		for _, market := range strings.Split(argument(t, m, "fanout", "--markets"), ",") {
 			resources = append(resources, argument(t, m, "fanout", "--lease-name")+"-"+market)
@@ -242,9 +252,6 @@ func TestLeadership(t *testing.T) {
 		if len(m.bindings) != 1 || b.RoleRef.Name != "relay-fanout" || b.RoleRef.Kind != "Role" || !slices.Equal(b.Subjects, []rbacv1.Subject{subject}) {
 			t.Errorf("%d bindings: %+v", len(m.bindings), b)
 		}
-		if account := m.deployments["relay-fanout"].Spec.Template.Spec.ServiceAccountName; account != "relay-fanout" {
-			t.Errorf("fanout is %s", account)
-		}
 		slices.Sort(resources)
 		if got := names(m.leases); got != strings.Join(resources, " ") {
 			t.Errorf("leases %s, want %s", got, resources)
@@ -254,16 +261,55 @@ func TestLeadership(t *testing.T) {
 				t.Errorf("lease %s: an upgrade would overwrite %s", name, diff)
 			}
 		}
-		s := m.services["relay-fanout"].Spec
-		if s.ClusterIP != corev1.ClusterIPNone || s.PublishNotReadyAddresses {
-			t.Errorf("service of fanout: %+v", s)
+	})
+}
+
+func checkFanout(t *testing.T, m *manifests) {
+	t.Helper()
+	if account := m.deployments["relay-fanout"].Spec.Template.Spec.ServiceAccountName; account != "relay-fanout" {
+		t.Errorf("fanout is %s", account)
+	}
+	s := m.services["relay-fanout"].Spec
+	if s.ClusterIP != corev1.ClusterIPNone || s.PublishNotReadyAddresses {
+		t.Errorf("service of fanout: %+v", s)
+	}
+	for name, account := range m.accounts {
+		if account.AutomountServiceAccountToken == nil || *account.AutomountServiceAccountToken {
+			t.Errorf("service account %s: gives its token away", name)
 		}
-		for name, account := range m.accounts {
-			if account.AutomountServiceAccountToken == nil || *account.AutomountServiceAccountToken {
-				t.Errorf("service account %s: gives its token away", name)
+	}
+}
+
+// TestRedisLeader: fanout finds Redis as edges do, password and all.
+func TestRedisLeader(t *testing.T) {
+	t.Parallel()
+	for _, helm := range helms {
+		m := render(t, helm, "--values", valuesFile("full"), "--set", "fanout.leader=redis")
+		ofRedis := func(name string) (args []string, mounts []corev1.VolumeMount, volumes []corev1.Volume) {
+			pod := m.deployments[name].Spec.Template.Spec
+			for _, arg := range pod.Containers[0].Args {
+				if strings.HasPrefix(arg, "--redis-") {
+					args = append(args, arg)
+				}
+			}
+			mounts = slices.DeleteFunc(slices.Clone(pod.Containers[0].VolumeMounts), func(m corev1.VolumeMount) bool { return m.Name != "redis" })
+			return args, mounts, slices.DeleteFunc(slices.Clone(pod.Volumes), func(v corev1.Volume) bool { return v.Name != "redis" })
+		}
+		args, mounts, volumes := ofRedis("relay-edge")
+		gotArgs, gotMounts, gotVolumes := ofRedis("relay-fanout")
+		for _, diff := range []string{cmp.Diff(args, gotArgs), cmp.Diff(mounts, gotMounts), cmp.Diff(volumes, gotVolumes)} {
+			if diff != "" {
+				t.Errorf("%s: fanout is not as the edge: %s", helm, diff)
 			}
 		}
-	})
+		if len(args) < 4 || len(mounts) != 1 || len(volumes) != 1 {
+			t.Errorf("%s: %s, %d mounts, %d volumes", helm, args, len(mounts), len(volumes))
+		}
+		parse(t, m.deployments["relay-fanout"].Spec.Template.Spec, "", &fanout.Options{})
+		if got := *m.deployments["relay-fanout"].Spec.Template.Spec.TerminationGracePeriodSeconds; got != 20 {
+			t.Errorf("%s: fanout has %d s to stop", helm, got)
+		}
+	}
 }
 
 // TestRollOut: how pods of each kind are replaced.
@@ -355,7 +401,7 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 53)
 	for release, want := range map[string]string{"relay": "relay", "prod": "prod-relay", "relay-eu": "relay-eu", long: long[:48]} {
-		text, stderr, err := run(t, "helm3", "template", release, chart, "--kube-version", kubeVersion, "--values", valuesFile("try"))
+		text, stderr, err := run(t, "helm3", "template", release, chart, "--kube-version", kubeVersion, "--values", valuesFile("try"), "--set", "fanout.leader=kubernetes")
 		if err != nil {
 			t.Fatal(err, stderr)
 		}

@@ -127,8 +127,12 @@ func TestFlags(t *testing.T) {
 		checkEdge(t, set, m, all["edge"].options.(*edge.Options))
 		f := all["fanout"].options.(*fanout.Options)
 		url := map[string]string{"required": "wss://socket.massive.com", "try": "ws://relay-feedsim:7100", "full": "wss://vendor.example.com"}
-		if f.UpstreamURL != url[set] || f.Leader != "kubernetes" || f.Listen != ":9100" {
+		leader := map[string]string{"required": "kubernetes", "try": "redis", "full": "kubernetes"}
+		if f.UpstreamURL != url[set] || f.Leader != leader[set] || f.Listen != ":9100" {
 			t.Errorf("fanout: %+v", f)
+		}
+		if e := all["edge"].options.(*edge.Options); set == "try" && !slices.Equal(f.Redis.Address, e.Redis.Address) {
+			t.Errorf("fanout: Redis at %s", f.Redis.Address)
 		}
 		a := all["auth"].options.(*auth.Options)
 		if a.Database != "/var/lib/relay/auth.db" || a.PepperFile == "" || a.GRPC.Listen != ":9000" {

@@ -154,6 +154,8 @@ func TestRefusals(t *testing.T) {
 		"user, no password":  {"required", []string{"--set", "redis.username=x"}, []string{"needs redis.existingSecret"}},
 		"lease times":        {"required", []string{"--set", "fanout.lease.duration=3"}, []string{"must be at least 8"}},
 		"lease flags":        {"required", []string{"--set", "fanout.extraArgs={--lease-duration=9s}"}, []string{"use fanout.lease,"}},
+		"leader flag":        {"required", []string{"--set", "fanout.extraArgs={--leader=redis}"}, []string{"use fanout.leader,"}},
+		"unknown leader":     {"required", []string{"--set", "fanout.leader=static"}, []string{"/fanout/leader"}},
 		"drain flags":        {"required", []string{"--set", "edge.extraArgs={--drain-window=9s}"}, []string{"use edge.drainWindow,"}},
 		"lease retry":        {"required", []string{"--set", "fanout.lease.retryPeriod=5"}, []string{"longer than 1.2 times retryPeriod"}},
 		"unknown value":      {"required", []string{"--set", "edge.replica=3"}, []string{"/edge", "replica"}},

@@ -22,7 +22,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"google.golang.org/grpc"
 
 	"github.com/cutemarkets/relay/services/edge/internal/authn"
@@ -36,6 +35,7 @@ import (
 	"github.com/cutemarkets/relay/services/internal/grpcx"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 	"github.com/cutemarkets/relay/services/internal/ops"
+	"github.com/cutemarkets/relay/services/internal/redisx"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
 )
 
@@ -55,7 +55,7 @@ type Service struct {
 	options    Options
 	telemetry  *telemetry.Telemetry
 	auth       *grpc.ClientConn
-	redis      redis.UniversalClient
+	redis      *redisx.Client
 	locks      *lock.Manager
 	eviction   *lock.Eviction
 	feed       *feed.Client

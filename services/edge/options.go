@@ -10,9 +10,9 @@ import (
 	"github.com/cutemarkets/relay/services/edge/internal/dialect/cutemarkets"
 	"github.com/cutemarkets/relay/services/edge/internal/engine"
 	"github.com/cutemarkets/relay/services/edge/internal/front"
-	"github.com/cutemarkets/relay/services/edge/internal/lock"
 	"github.com/cutemarkets/relay/services/internal/grpcx"
 	"github.com/cutemarkets/relay/services/internal/ops"
+	"github.com/cutemarkets/relay/services/internal/redisx"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
 )
 
@@ -37,7 +37,7 @@ type Options struct {
 	AuthTLS       grpcx.ClientTLS `embed:"" prefix:"auth-"`
 	FanoutAddress string          `name:"fanout-address" placeholder:"HOST:PORT" required:"" help:"Address of the fanout pods: a name that resolves to all of them, or a comma-separated list."`
 	FanoutTLS     grpcx.ClientTLS `embed:"" prefix:"fanout-"`
-	Redis         lock.Options    `embed:""`
+	Redis         redisx.Options  `embed:""`
 
 	Operations ops.Options       `embed:""`
 	Telemetry  telemetry.Options `embed:""`

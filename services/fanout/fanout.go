@@ -89,7 +89,7 @@ func New(o Options) (_ *Service, err error) {
 		operations: ops.New(o.Operations, t),
 		grpc:       server,
 		elector:    elector,
-		elects:     o.Leader == leaderKubernetes,
+		elects:     o.Leader == leaderKubernetes || o.Leader == leaderRedis,
 	}
 	var routers []*router.Router
 	var upstreams []*upstream.Upstream
@@ -142,6 +142,12 @@ func newElector(o Options, t *telemetry.Telemetry) (leader.Elector, error) {
 			return nil, err
 		}
 		return k, k.Observe(t.Meter("fanout"))
+	case leaderRedis:
+		r, err := leader.NewRedis(o.Redis, o.LeaseName, upstream.CloseWait, o.Markets, t.Logger)
+		if err != nil {
+			return nil, err
+		}
+		return r, r.Observe(t.Meter("fanout"))
 	case leaderStandby:
 		return leader.Standby{}, nil
 	}

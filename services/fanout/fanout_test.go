@@ -23,6 +23,7 @@ import (
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/internal/ops"
+	"github.com/cutemarkets/relay/services/internal/redisx"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
 )
 
@@ -96,7 +97,7 @@ func TestValidateLease(t *testing.T) {
 	}{
 		{"--upstream-key-file", func(o *Options) { o.UpstreamKeyFile = "" }},
 		{"--lease-namespace is", func(o *Options) { o.LeaseNamespace = "a.b" }},
-		{`--lease-name makes the Lease "-stocks"`, func(o *Options) { o.LeaseName = "" }},
+		{`--lease-name makes the lease "-stocks"`, func(o *Options) { o.LeaseName = "" }},
 		{"--lease-name makes", func(o *Options) { o.LeaseName = "Relay" }},
 		{"--lease-name makes", func(o *Options) { o.LeaseName = strings.Repeat("a", 57) }},
 		{"--lease-duration is 6.5s, must be whole seconds", func(o *Options) { o.LeaseDuration += time.Second / 2 }},
@@ -118,10 +119,35 @@ func TestValidateLease(t *testing.T) {
 	}
 }
 
+// TestValidateRedis: its flags count only for the leader that uses it.
+func TestValidateRedis(t *testing.T) {
+	o := options(t)
+	o.Leader, o.LeaseName = leaderRedis, "relay-fanout"
+	for want, change := range map[string]func(o *Options){
+		"a Redis address is needed": func(*Options) {},
+		"--redis-username needs":    func(o *Options) { o.Redis = redisx.Options{Address: []string{"a:1"}, Username: "u"} },
+		"--lease-name makes":        func(o *Options) { o.LeaseName = "Relay" },
+	} {
+		o := o
+		change(&o)
+		if _, err := New(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+		o.Leader = leaderStatic
+		if err := o.Validate(); err != nil {
+			t.Errorf("%s, static: %v", want, err)
+		}
+	}
+	o.Redis.Address = []string{"localhost:1"}
+	if _, err := New(o); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestNotInCluster: the error says what to do.
 func TestNotInCluster(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
-	if _, err := New(leaseOptions(t)); err == nil || !strings.Contains(err.Error(), "elsewhere use static or standby") {
+	if _, err := New(leaseOptions(t)); err == nil || !strings.Contains(err.Error(), "elsewhere use redis, static or standby") {
 		t.Errorf("New: %v", err)
 	}
 }

@@ -14,12 +14,14 @@ import (
 	"github.com/cutemarkets/relay/services/fanout/internal/upstream"
 	"github.com/cutemarkets/relay/services/internal/grpcx"
 	"github.com/cutemarkets/relay/services/internal/ops"
+	"github.com/cutemarkets/relay/services/internal/redisx"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
 )
 
 // Values of --leader.
 const (
 	leaderKubernetes = "kubernetes"
+	leaderRedis      = "redis"
 	leaderStatic     = "static"
 	leaderStandby    = "standby"
 )
@@ -40,13 +42,14 @@ type Options struct {
 	UpstreamKeyFile string   `name:"upstream-key-file" placeholder:"FILE" help:"File with the vendor's API key, read at each connection. Needed by a process that can lead."`
 	EdgeQueueBytes  int      `name:"edge-queue-bytes" default:"16777216" help:"Bytes that may wait for one edge and market; beyond, its stream is cut and its clients are told of a gap."`
 
-	Leader             string        `name:"leader" enum:"kubernetes,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), static (this process, for every market; there must be no other) or standby (never this process)."`
+	Leader             string        `name:"leader" enum:"kubernetes,redis,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), redis (the holder of the market's lease in Redis), static (this process, for every market; there must be no other) or standby (never this process)."`
 	LeaseNamespace     string        `name:"lease-namespace" placeholder:"NAME" help:"Namespace of the Leases. Empty: that of the pod."`
-	LeaseName          string        `name:"lease-name" default:"relay-fanout" placeholder:"NAME" help:"The Lease of a market is NAME-MARKET. It must exist; the service account needs get and update on it."`
+	LeaseName          string        `name:"lease-name" default:"relay-fanout" placeholder:"NAME" help:"The lease of a market is NAME-MARKET. With kubernetes it must exist; the service account needs get and update on it."`
 	LeaseDuration      time.Duration `name:"lease-duration" default:"8s" help:"How long a Lease that is not renewed binds the others, in whole seconds. At least the renew deadline, the retry period and 2s, in which the upstream is closed."`
 	LeaseRenewDeadline time.Duration `name:"lease-renew-deadline" default:"5s" help:"How long renewals may fail before the leader gives up."`
 	LeaseRetryPeriod   time.Duration `name:"lease-retry-period" default:"1s" help:"Pause between renewals. A standby looks every 1 to 2.2 of them whether the Lease is free."`
 
+	Redis      redisx.Options    `embed:""` // with leaderRedis alone
 	Operations ops.Options       `embed:""`
 	Telemetry  telemetry.Options `embed:""`
 }
@@ -71,22 +74,30 @@ func (o Options) Validate() error {
 		check(!slices.Contains(o.Markets[:i], market), "--markets has %q twice", market)
 	}
 	check(validUpstream(o.UpstreamURL), "--upstream-url must be a ws:// or wss:// URL with a host, without user, query and fragment")
-	check(o.Leader == leaderKubernetes || o.Leader == leaderStatic || o.Leader == leaderStandby,
-		"--leader is %q, must be kubernetes, static or standby", o.Leader)
+	check(slices.Contains([]string{leaderKubernetes, leaderRedis, leaderStatic, leaderStandby}, o.Leader),
+		"--leader is %q, must be kubernetes, redis, static or standby", o.Leader)
 	check(o.Leader == leaderStandby || o.UpstreamKeyFile != "", "--upstream-key-file is missing: the file with the vendor's API key")
 	check(o.EdgeQueueBytes >= minEdgeQueue, "--edge-queue-bytes is %d, must be at least %d", o.EdgeQueueBytes, minEdgeQueue)
-	if o.Leader == leaderKubernetes {
+	switch o.Leader {
+	case leaderKubernetes:
+		o.validateLeaseName(check)
 		o.validateLease(check)
+	case leaderRedis:
+		o.validateLeaseName(check)
+		errs = append(errs, o.Redis.Validate())
 	}
 	return errors.Join(append(errs, o.grpc().Validate(), o.Operations.Validate(), o.Telemetry.Validate())...)
 }
 
-func (o Options) validateLease(check func(ok bool, format string, args ...any)) {
-	check(o.LeaseNamespace == "" || dnsLabel.MatchString(o.LeaseNamespace), "--lease-namespace is %q, must be a DNS label", o.LeaseNamespace)
+func (o Options) validateLeaseName(check func(ok bool, format string, args ...any)) {
 	for _, market := range o.Markets {
 		name := o.LeaseName + "-" + market
-		check(dnsLabel.MatchString(name), "--lease-name makes the Lease %q, must be a DNS label: a-z, 0-9 and -, at most 63", name)
+		check(dnsLabel.MatchString(name), "--lease-name makes the lease %q, must be a DNS label: a-z, 0-9 and -, at most 63", name)
 	}
+}
+
+func (o Options) validateLease(check func(ok bool, format string, args ...any)) {
+	check(o.LeaseNamespace == "" || dnsLabel.MatchString(o.LeaseNamespace), "--lease-namespace is %q, must be a DNS label", o.LeaseNamespace)
 	check(o.LeaseDuration >= time.Second && o.LeaseDuration%time.Second == 0,
 		"--lease-duration is %v, must be whole seconds: a Lease has no fractions", o.LeaseDuration)
 	least := o.LeaseRenewDeadline + o.LeaseRetryPeriod + upstream.CloseWait

@@ -139,6 +139,31 @@ securityContext:
 - --log-format={{ .Values.log.format }}
 {{- end }}
 
+{{- define "relay.redisArgs" -}}
+- --redis-address={{ .Values.redis.address | default (printf "%s-redis:6379" (include "relay.fullname" .)) }}
+{{- with .Values.redis.masterName }}
+- --redis-master-name={{ . }}
+{{- end }}
+{{- if .Values.redis.tls }}
+- --redis-tls
+{{- end }}
+{{- with .Values.redis.username }}
+- --redis-username={{ . }}
+{{- end }}
+{{- if .Values.redis.existingSecret }}
+- --redis-password-file=/etc/relay/redis/password
+{{- end }}
+{{- end }}
+
+{{/* Where redis.existingSecret is given: its mount, and its volume. */}}
+{{- define "relay.redisMount" -}}
+- {name: redis, mountPath: /etc/relay/redis, readOnly: true}
+{{- end }}
+
+{{- define "relay.redisVolume" -}}
+{{- include "relay.secretVolume" (list .Values.redis.existingSecret .Values.redis.key "password" "redis") }}
+{{- end }}
+
 {{/* The seconds a start may take. Probes on the operations port. Liveness depends on nothing outside the pod. */}}
 {{- define "relay.probes" -}}
 startupProbe:

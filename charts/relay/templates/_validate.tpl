@@ -41,7 +41,7 @@
 {{- $wrong = append $wrong "fanout.lease.renewDeadline must be longer than 1.2 times retryPeriod" }}
 {{- end }}
 {{- end }}
-{{- range list "edge --drain-window edge.drainWindow" "fanout --lease- fanout.lease" }}
+{{- range list "edge --drain-window edge.drainWindow" "fanout --lease- fanout.lease" "fanout --leader fanout.leader" }}
 {{- $part := splitList " " . }}
 {{- range (index $v (index $part 0)).extraArgs }}
 {{- if hasPrefix (index $part 1) . }}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
 // BenchmarkRefresh50k refreshes 50,000 locks once, in groups of buckets one after
@@ -20,7 +22,7 @@ func BenchmarkRefresh50k(b *testing.B) {
 	const locks = 50_000
 	address := startRedis(b)
 	server := plain(b, address)
-	m := newIdleManager(b, Config{EdgeID: "bench", TTL: time.Minute, Refresh: 20 * time.Second}, Options{Address: []string{address}})
+	m := newIdleManager(b, Config{EdgeID: "bench", TTL: time.Minute, Refresh: 20 * time.Second}, redisx.Options{Address: []string{address}})
 	for n := range locks {
 		mustAcquire(b, m, fmt.Sprint("user-", n))
 	}
@@ -51,7 +53,7 @@ func BenchmarkRefresh50k(b *testing.B) {
 func BenchmarkHandshakes(b *testing.B) {
 	const locks = 1000
 	var released sync.WaitGroup
-	m := newManager(b, Config{EdgeID: "bench", Released: func(uint64) { released.Done() }}, Options{Address: []string{startRedis(b)}})
+	m := newManager(b, Config{EdgeID: "bench", Released: func(uint64) { released.Done() }}, redisx.Options{Address: []string{startRedis(b)}})
 	users := make([]string, locks)
 	for n := range users {
 		users[n] = fmt.Sprint("user-", n)
@@ -118,7 +120,7 @@ func redisTime(b *testing.B, server *redis.Client) float64 {
 func BenchmarkIdle(b *testing.B) {
 	const items = 10_000
 	var released sync.WaitGroup
-	m := newManager(b, Config{EdgeID: "bench", Released: func(uint64) { released.Done() }}, Options{Address: []string{startRedis(b)}})
+	m := newManager(b, Config{EdgeID: "bench", Released: func(uint64) { released.Done() }}, redisx.Options{Address: []string{startRedis(b)}})
 	leases := make([]*Lease, items)
 	users := make([]string, items)
 	for n := range users {

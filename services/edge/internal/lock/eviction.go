@@ -13,6 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
 const (
@@ -37,21 +39,17 @@ const (
 // Cluster, by INFO memory. It starts no goroutine.
 type Eviction struct {
 	// Static after construction.
-	redis *client
+	redis *redisx.Client
 	log   *slog.Logger
 	every time.Duration
 
 	state atomic.Int32 // index of evictionStates
 }
 
-// NewEviction makes an Eviction that has not asked yet. The client is one of NewClient.
-func NewEviction(r redis.UniversalClient, meter metric.Meter, log *slog.Logger) (*Eviction, error) {
-	ours, err := clientOf(r)
-	if err != nil {
-		return nil, err
-	}
-	e := &Eviction{redis: ours, log: log.With(slog.String("component", "lock")), every: evictionEvery}
-	_, err = meter.Int64ObservableGauge("relay_edge_redis_eviction",
+// NewEviction makes an Eviction that has not asked yet.
+func NewEviction(r *redisx.Client, meter metric.Meter, log *slog.Logger) (*Eviction, error) {
+	e := &Eviction{redis: r, log: log.With(slog.String("component", "lock")), every: evictionEvery}
+	_, err := meter.Int64ObservableGauge("relay_edge_redis_eviction",
 		metric.WithDescription("Whether the settings of Redis let it evict locks: 1 for the state that is, impossible, possible or unknown."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			is := int(e.state.Load())
@@ -107,7 +105,7 @@ func (e *Eviction) ask(ctx context.Context) (err error) {
 	defer cancel()
 	var mu sync.Mutex
 	var each []error
-	err = e.redis.masters(ctx, func(ctx context.Context, server string, r redis.Cmdable) error {
+	err = e.redis.Masters(ctx, func(ctx context.Context, server string, r redis.Cmdable) error {
 		if err := askEviction(ctx, server, r); err != nil {
 			mu.Lock()
 			defer mu.Unlock()

@@ -15,6 +15,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	sdk "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
 // evictionRig is an Eviction with its log and its metric.
@@ -68,7 +70,7 @@ func (g *evictionRig) state() string {
 	return is
 }
 
-func newEviction(t *testing.T, o Options) *evictionRig {
+func newEviction(t *testing.T, o redisx.Options) *evictionRig {
 	t.Helper()
 	g := &evictionRig{t: t, reader: sdk.NewManualReader()}
 	client, err := NewClient(o, "relay-edge-test")
@@ -114,7 +116,7 @@ func configure(t *testing.T, server *redis.Client, name, value string) {
 func TestEvictionByPolicy(t *testing.T) {
 	address := startRedis(t)
 	server := plain(t, address)
-	g := newEviction(t, Options{Address: []string{address}})
+	g := newEviction(t, redisx.Options{Address: []string{address}})
 	if state := g.state(); state != "unknown" {
 		t.Fatalf("%s before it asked", state)
 	}
@@ -140,7 +142,7 @@ func TestEvictionByPolicy(t *testing.T) {
 func TestEvictionByWhatIsPermitted(t *testing.T) {
 	address := startRedis(t, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
 	server := plain(t, address)
-	g := newEviction(t, Options{Address: []string{address}})
+	g := newEviction(t, redisx.Options{Address: []string{address}})
 	permit := func(rules ...string) {
 		t.Helper()
 		if err := server.ACLSetUser(t.Context(), "default", rules...).Err(); err != nil {
@@ -158,7 +160,7 @@ func TestEvictionIsWatched(t *testing.T) {
 	address := startRedis(t, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru", "--requirepass", "another")
 	server := redis.NewClient(&redis.Options{Addr: address, Password: "another"})
 	t.Cleanup(func() { _ = server.Close() })
-	g := newEviction(t, Options{Address: []string{address}})
+	g := newEviction(t, redisx.Options{Address: []string{address}})
 	_ = g.mustBe("unknown", "WARN") // it answers nothing but NOAUTH
 	g.every = 5 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
@@ -188,7 +190,7 @@ func TestEvictionOfARedisThatIsAway(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			began := time.Now()
-			_ = newEviction(t, Options{Address: addresses}).mustBe("unknown", "WARN")
+			_ = newEviction(t, redisx.Options{Address: addresses}).mustBe("unknown", "WARN")
 			if took := time.Since(began); took > evictionWait+time.Second {
 				t.Errorf("took %v", took)
 			}
@@ -226,7 +228,7 @@ func TestEvictionOfACluster(t *testing.T) {
 			return strings.Contains(s.ClusterInfo(t.Context()).Val(), "cluster_state:ok")
 		})
 	}
-	g := newEviction(t, Options{Address: addresses})
+	g := newEviction(t, redisx.Options{Address: addresses})
 	_ = g.mustBe("impossible", "")
 	configure(t, servers[1], "maxmemory-policy", "volatile-ttl")
 	if err := g.mustBe("possible", ""); !strings.Contains(err.Error(), addresses[1]) || strings.Contains(err.Error(), addresses[0]) {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
 // Nothing but Fence looks at the leases here, as after a pause of the process.
@@ -19,7 +20,7 @@ func TestFence(t *testing.T) {
 					t.Errorf("lost: %v", r)
 				}
 			}
-			m := newIdleManager(t, c, Options{Address: []string{startRedis(t)}})
+			m := newIdleManager(t, c, redisx.Options{Address: []string{startRedis(t)}})
 			ends := map[uint64]time.Duration{}
 			for owner, user := range []string{"one", "two", "three"} {
 				began := m.now()

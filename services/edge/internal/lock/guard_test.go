@@ -47,18 +47,3 @@ func TestGuard(t *testing.T) {
 		})
 	}
 }
-
-func TestRunOf(t *testing.T) {
-	for info, want := range map[string]string{
-		"# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:0a1b\r\ntcp_port:6379\r\n": "0a1b",
-		"redis_mode:cluster\r\nrun_id:0a1b\r\n":                                                         "0a1b",
-		"redis_mode:sentinel\r\nrun_id:0a1b\r\n":                                                        "",
-		"run_id:0a1b\r\nredis_mode:sentinel\r\n":                                                        "",
-		"redis_version:7.0.15\r\nredis_mode:standalone\r\n":                                             "",
-		"": "",
-	} {
-		if got := runOf(info); got != want {
-			t.Errorf("runOf(%q) = %q, want %q", info, got, want)
-		}
-	}
-}

@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
 func TestHolder(t *testing.T) {
 	address := startRedis(t)
-	a := newManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
-	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
+	a := newManager(t, Config{EdgeID: "a"}, redisx.Options{Address: []string{address}})
+	b := newManager(t, Config{EdgeID: "b"}, redisx.Options{Address: []string{address}})
 	if _, held, err := b.Holder(t.Context(), "user-1"); held || err != nil {
 		t.Fatalf("a lock that nobody holds: %v, %v", held, err)
 	}

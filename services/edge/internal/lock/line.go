@@ -125,7 +125,7 @@ func (m *Manager) waiting() []request {
 
 // exchange carries out requests.
 func (m *Manager) exchange(batch []request) {
-	ctx := m.redis.generations.known(context.Background())
+	ctx := m.redis.OfGeneration(context.Background())
 	sent := batch[:0]
 	for _, r := range batch {
 		if r.op == opAcquire && m.refuses(m.now()) {

@@ -23,7 +23,7 @@ type losses struct {
 // refuses reports whether newcomers are refused now, and tells the guard of a
 // new generation first.
 func (m *Manager) refuses(now time.Duration) bool {
-	changes := m.redis.generations.changes.Load()
+	changes := m.redis.Generation()
 	t := noTrigger
 	m.losses.mu.Lock()
 	g := &m.losses.guard
@@ -71,7 +71,7 @@ func (m *Manager) beat(ctx context.Context) {
 		select {
 		case <-beats.C:
 			timed, cancel := context.WithTimeout(ctx, beatTimeout)
-			_ = m.redis.reach(timed) // operations tell of a Redis that is away
+			_ = m.redis.Reach(timed) // operations tell of a Redis that is away
 			cancel()
 		case <-ctx.Done():
 		}

@@ -13,6 +13,8 @@ import (
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
+	"github.com/cutemarkets/relay/services/internal/redisx/redistest"
 )
 
 // lossy is two edges that hold locks, and those who want them all the time.
@@ -24,7 +26,7 @@ type lossy struct {
 	gave   atomic.Int64 // to them
 }
 
-func newLossy(t *testing.T, locks int, o Options) *lossy {
+func newLossy(t *testing.T, locks int, o redisx.Options) *lossy {
 	x := &lossy{}
 	for n := range x.edges {
 		x.edges[n] = newManager(t, Config{EdgeID: fmt.Sprint("edge-", n)}, o)
@@ -62,12 +64,12 @@ func (x *lossy) covet(t *testing.T) (stop func()) {
 // all edges have set their locks there, also those that have only a few.
 func TestNewGeneration(t *testing.T) {
 	next := startRedis(t)
-	p := newProxy(t, startRedis(t))
-	x := newLossy(t, 50, Options{Address: []string{p.address}})
+	p := redistest.NewProxy(t, startRedis(t))
+	x := newLossy(t, 50, redisx.Options{Address: []string{p.Address}})
 	defer x.covet(t)()
 	look := plain(t, next)
 	began := time.Now()
-	p.moveTo(next)
+	p.MoveTo(next)
 	for _, l := range x.leases {
 		eventually(t, "a lock is set anew", func() bool { return look.Get(t.Context(), l.key()).Val() == l.token() })
 	}
@@ -96,7 +98,7 @@ func TestLocksVanish(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
 	reader := sdk.NewManualReader()
-	m := newIdleManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
+	m := newIdleManager(t, Config{EdgeID: "a"}, redisx.Options{Address: []string{address}})
 	var err error
 	if m.metrics, err = newMetrics(sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("lock"), &m.held); err != nil {
 		t.Fatal(err)
@@ -137,43 +139,16 @@ func guardsOf(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
 	return got
 }
 
-// The nodes of a Cluster are told apart.
+// The locks work in a Cluster, whose nodes are told apart.
 func TestCluster(t *testing.T) {
-	address := startRedis(t, "--cluster-enabled", "yes")
-	look := plain(t, address)
-	if err := look.ClusterAddSlotsRange(t.Context(), 0, 16383).Err(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the Cluster is whole", func() bool {
-		info := look.ClusterInfo(t.Context()).Val()
-		return len(info) > 0 && info[:len("cluster_state:ok")] == "cluster_state:ok"
-	})
-	m := newManager(t, short, Options{Address: []string{address, address}})
+	server := redistest.Start(t, "--cluster-enabled", "yes")
+	server.Cluster()
+	m := newManager(t, short, redisx.Options{Address: []string{server.Address, server.Address}})
 	l := mustAcquire(t, m, "user-1")
 	before := deadline(l)
 	eventually(t, "a refresh", func() bool { return deadline(l) > before })
-	g := &m.redis.generations
-	g.mu.Lock()
-	run := g.runs[address]
-	g.mu.Unlock()
-	if run == "" || g.changes.Load() != 0 {
-		t.Fatalf("run id %q of %s, %d changes", run, address, g.changes.Load())
+	if n := m.redis.Generation(); n != 0 {
+		t.Fatalf("the generation is %d", n)
 	}
 	giveBack(t, l)
-}
-
-func TestGenerations(t *testing.T) {
-	g := generations{runs: map[string]string{}}
-	for n, in := range []struct {
-		server, run string
-		want        bool
-	}{
-		{"", "a", false}, {"", "a", false}, {"", "b", true}, {"", "", false}, {"", "b", false}, {"", "a", true},
-		{"host:1", "c", false}, {"host:2", "d", false}, {"host:1", "c", false}, {"host:2", "e", true},
-	} {
-		before := g.changes.Load()
-		if got := g.changed(in.server, in.run); got != in.want || got != (g.changes.Load() > before) {
-			t.Errorf("step %d: %q at %q changes the generation: %v", n, in.run, in.server, got)
-		}
-	}
 }

@@ -54,10 +54,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
 const (
@@ -112,7 +112,7 @@ type Manager struct {
 	// Static after construction.
 	config  Config
 	timing  timing
-	redis   *client
+	redis   *redisx.Client
 	log     *slog.Logger
 	metrics *metrics
 	born    time.Duration // by monotonic
@@ -152,7 +152,7 @@ type Lease struct {
 }
 
 // New makes a manager; locks are refreshed in Run. The client is one of NewClient.
-func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger) (*Manager, error) {
+func New(c Config, r *redisx.Client, meter metric.Meter, log *slog.Logger) (*Manager, error) {
 	if c.EdgeID == "" || strings.Contains(c.EdgeID, "/") || c.Lost == nil || c.Released == nil || c.Probe == nil {
 		return nil, errors.New("lock: an edge id without a slash and the callbacks Lost, Released and Probe are needed")
 	}
@@ -162,14 +162,10 @@ func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger
 	if gap := c.Refresh * 12 / 10; c.TTL-c.Margin < 2*gap+opTimeout {
 		return nil, fmt.Errorf("lock: a TTL of %v is too short for a refresh every %v", c.TTL, c.Refresh)
 	}
-	ours, err := clientOf(r)
-	if err != nil {
-		return nil, err
-	}
 	m := &Manager{
 		config:  c,
 		timing:  timing{ttl: c.TTL, margin: c.Margin, timeout: opTimeout, grace: c.Grace},
-		redis:   ours,
+		redis:   r,
 		log:     log.With(slog.String("component", "lock")),
 		born:    monotonic() - 1, // so that no time is 0
 		tokens:  c.EdgeID + "/" + random() + "/",
@@ -181,6 +177,7 @@ func New(c Config, r redis.UniversalClient, meter metric.Meter, log *slog.Logger
 	for n := range m.buckets {
 		m.buckets[n].fenceAt = never
 	}
+	var err error
 	m.metrics, err = newMetrics(meter, &m.held)
 	return m, err
 }

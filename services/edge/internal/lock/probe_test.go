@@ -20,6 +20,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
+	"github.com/cutemarkets/relay/services/internal/redisx/redistest"
 )
 
 // holder is an edge that holds the lock of user-1 for the owner 7, and what its
@@ -31,7 +33,7 @@ type holder struct {
 	answer  chan bool   // gone: the lease is released first
 }
 
-func newHolder(t *testing.T, o Options) *holder {
+func newHolder(t *testing.T, o redisx.Options) *holder {
 	h := &holder{asked: make(chan uint64, 100), answer: make(chan bool, 100)}
 	released := make(chan struct{}, 1)
 	h.manager = newManager(t, Config{
@@ -79,7 +81,7 @@ func (h *holder) expectAsked(t *testing.T, times int) {
 }
 
 func TestProbe(t *testing.T) {
-	o := Options{Address: []string{startRedis(t)}}
+	o := redisx.Options{Address: []string{startRedis(t)}}
 	probeOverRedis(t, o, plain(t, o.Address[0]))
 }
 
@@ -93,10 +95,10 @@ func TestProbeInACluster(t *testing.T) {
 	eventually(t, "the cluster is well", func() bool {
 		return strings.Contains(look.ClusterInfo(t.Context()).Val(), "cluster_state:ok")
 	})
-	probeOverRedis(t, Options{Address: []string{address, address}}, look)
+	probeOverRedis(t, redisx.Options{Address: []string{address, address}}, look)
 }
 
-func probeOverRedis(t *testing.T, o Options, look *redis.Client) {
+func probeOverRedis(t *testing.T, o redisx.Options, look *redis.Client) {
 	h := newHolder(t, o)
 	b := newManager(t, Config{EdgeID: "b"}, o)
 	listening(t, h.manager, b)
@@ -124,7 +126,7 @@ func probeOverRedis(t *testing.T, o Options, look *redis.Client) {
 }
 
 func TestProbesOfAUserAreShared(t *testing.T) {
-	o := Options{Address: []string{startRedis(t)}}
+	o := redisx.Options{Address: []string{startRedis(t)}}
 	h := newHolder(t, o)
 	b := newManager(t, Config{EdgeID: "b"}, o)
 	listening(t, h.manager, b)
@@ -155,7 +157,7 @@ func TestProbesOfAUserAreShared(t *testing.T) {
 }
 
 func TestProbeEndsWithRun(t *testing.T) {
-	o := Options{Address: []string{startRedis(t)}}
+	o := redisx.Options{Address: []string{startRedis(t)}}
 	h := newHolder(t, o)
 	defer close(h.answer)
 	b := newIdleManager(t, Config{EdgeID: "b"}, o)
@@ -175,7 +177,7 @@ func TestProbeEndsWithRun(t *testing.T) {
 // Edges that cannot or will not answer leave all as it is.
 func TestProbeWithoutAnswer(t *testing.T) {
 	address := startRedis(t)
-	o, look := Options{Address: []string{address}}, plain(t, address)
+	o, look := redisx.Options{Address: []string{address}}, plain(t, address)
 	h := newHolder(t, o)
 	b, reader := newCounted(t, Config{EdgeID: "b"}, o)
 	run(t, b)
@@ -211,7 +213,7 @@ func TestProbeWithoutAnswer(t *testing.T) {
 }
 
 // newCounted makes a manager whose metrics can be read.
-func newCounted(t *testing.T, c Config, o Options) (*Manager, *sdk.ManualReader) {
+func newCounted(t *testing.T, c Config, o redisx.Options) (*Manager, *sdk.ManualReader) {
 	t.Helper()
 	m, reader := newIdleManager(t, c, o), sdk.NewManualReader()
 	var err error
@@ -251,7 +253,7 @@ func counts(t *testing.T, reader *sdk.ManualReader, name string) (got []string) 
 func TestStrangeMessagesAreIgnored(t *testing.T) {
 	m, reader := newCounted(t, Config{
 		EdgeID: "a", Probe: func(owner uint64, _ func(alive bool)) { t.Errorf("asked about %d", owner) },
-	}, Options{Address: []string{"localhost:1"}})
+	}, redisx.Options{Address: []string{"localhost:1"}})
 	for _, text := range []string{"", "x", "probe/1", "alive/", "gone/x", "probe/1/b/token"} {
 		m.heard(text)
 	}
@@ -264,7 +266,7 @@ func TestStrangeMessagesAreIgnored(t *testing.T) {
 }
 
 func TestProbesAreBounded(t *testing.T) {
-	o := Options{Address: []string{startRedis(t)}}
+	o := redisx.Options{Address: []string{startRedis(t)}}
 	h := newHolder(t, o)
 	defer close(h.answer)
 	h.manager.probes.answering.Store(maxProbes)
@@ -303,8 +305,8 @@ func TestProbeNotPermitted(t *testing.T) {
 			if err := os.WriteFile(file, []byte("s3cret\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			h := newHolder(t, Options{Address: []string{address}})
-			b := newIdleManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}, Username: "relay", PasswordFile: file})
+			h := newHolder(t, redisx.Options{Address: []string{address}})
+			b := newIdleManager(t, Config{EdgeID: "b"}, redisx.Options{Address: []string{address}, Username: "relay", PasswordFile: file})
 			var log lines
 			b.log = slog.New(slog.NewTextHandler(&log, nil))
 			run(t, b)
@@ -346,9 +348,9 @@ func (l *lines) count(part string) int { return strings.Count(l.all(), part) }
 // An edge whose connection to Redis breaks, or goes silent, listens anew.
 func TestListensAgain(t *testing.T) {
 	address := startRedis(t)
-	p := newProxy(t, address)
-	h := newHolder(t, Options{Address: []string{p.address}})
-	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
+	p := redistest.NewProxy(t, address)
+	h := newHolder(t, redisx.Options{Address: []string{p.Address}})
+	b := newManager(t, Config{EdgeID: "b"}, redisx.Options{Address: []string{address}})
 	listening(t, h.manager, b)
 	look := plain(t, address)
 	subscribers := func() int64 {
@@ -361,9 +363,9 @@ func TestListensAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "it listens again", func() bool { return subscribers() == 1 })
-	p.hold()
+	p.Hold()
 	eventually(t, "it notices the silence", func() bool { return !h.manager.probes.listening.Load() })
-	p.resume()
+	p.Resume()
 	listening(t, h.manager, b)
 	h.answer <- true
 	if b.Probe(t.Context(), "user-1") {

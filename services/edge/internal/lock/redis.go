@@ -3,11 +3,12 @@ package lock
 import (
 	"context"
 	"errors"
-	"net"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
 // The scripts take locks of one bucket in KEYS and their tokens in ARGV, behind
@@ -79,12 +80,7 @@ func acquireOutcome(c *redis.Cmd, token string) outcome {
 
 // failure tells whether a command that failed may have run.
 func failure(err error) outcome {
-	var reply redis.Error
-	var dial *net.OpError
-	switch {
-	case errors.As(err, &reply), errors.Is(err, errGeneration), errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrClosed):
-		return refused
-	case errors.As(err, &dial) && dial.Op == "dial":
+	if redisx.Refused(err) {
 		return refused
 	}
 	return unknown

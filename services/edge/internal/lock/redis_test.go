@@ -1,13 +1,10 @@
 package lock
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,68 +16,25 @@ import (
 	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
+	"github.com/cutemarkets/relay/services/internal/redisx/redistest"
 )
 
-// startRedis starts a real redis-server on a free port and returns its address.
+// startRedis starts a real redis-server and returns its address.
 func startRedis(t testing.TB, args ...string) string {
 	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Fatal("redis-server (7.0 or later) must be installed to test the lock")
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	_ = listener.Close()
-	_, port, _ := net.SplitHostPort(address)
-	command := exec.Command(binary, append([]string{
-		"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir(),
-	}, args...)...)
-	out, err := command.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = command.Process.Kill()
-		_ = command.Wait()
-	})
-	ready := make(chan error, 1)
-	go func() {
-		var log strings.Builder
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			log.WriteString(lines.Text() + "\n")
-			if strings.Contains(lines.Text(), "Ready to accept connections") {
-				ready <- nil
-				_, _ = bufio.NewReader(out).WriteTo(discard{})
-				return
-			}
-		}
-		ready <- fmt.Errorf("redis-server did not start:\n%s", log.String())
-	}()
-	if err := <-ready; err != nil {
-		t.Fatal(err)
-	}
-	return address
+	return redistest.Start(t, args...).Address
 }
 
-type discard struct{}
+func plain(t testing.TB, address string) *redis.Client { return redistest.Client(t, address) }
 
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
-
-// plain is a client for looking at Redis from outside.
-func plain(t testing.TB, address string) *redis.Client {
-	c := redis.NewClient(&redis.Options{Addr: address})
-	t.Cleanup(func() { _ = c.Close() })
-	return c
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	redistest.Eventually(t, what, ok)
 }
 
 // newManager makes a manager of an edge on a Redis and runs it.
-func newManager(t testing.TB, c Config, o Options) *Manager {
+func newManager(t testing.TB, c Config, o redisx.Options) *Manager {
 	t.Helper()
 	m := newIdleManager(t, c, o)
 	run(t, m)
@@ -103,7 +57,7 @@ func run(t testing.TB, m *Manager) {
 
 // newIdleManager makes a manager whose losses are errors unless c says who is
 // told of them.
-func newIdleManager(t testing.TB, c Config, o Options) *Manager {
+func newIdleManager(t testing.TB, c Config, o redisx.Options) *Manager {
 	t.Helper()
 	if c.Lost == nil {
 		c.Lost = func(owner uint64, r dialect.Reason) { t.Errorf("lease of %d lost: %v", owner, r) }
@@ -161,16 +115,6 @@ func watched() (Config, chan loss) {
 	return c, lost
 }
 
-// eventually waits until ok holds, looking every 5 ms.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never happened: %s", what)
-		}
-	}
-}
-
 // short is a fast clock for tests that wait for refreshes.
 var short = Config{EdgeID: "edge-1", TTL: 2 * time.Second, Refresh: 200 * time.Millisecond, Margin: 500 * time.Millisecond}
 
@@ -178,8 +122,8 @@ func TestAcquireHoldRelease(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
 	released := make(chan uint64, 10)
-	a := newManager(t, Config{EdgeID: "a", Released: func(owner uint64) { released <- owner }}, Options{Address: []string{address}})
-	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
+	a := newManager(t, Config{EdgeID: "a", Released: func(owner uint64) { released <- owner }}, redisx.Options{Address: []string{address}})
+	b := newManager(t, Config{EdgeID: "b"}, redisx.Options{Address: []string{address}})
 
 	l, _ := a.Acquire(t.Context(), "user-1", 7)
 	value, err := look.Get(t.Context(), l.key()).Result()
@@ -231,7 +175,7 @@ func deadline(l *Lease) time.Duration {
 func TestRefreshKeepsLocks(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
-	m := newManager(t, short, Options{Address: []string{address}})
+	m := newManager(t, short, redisx.Options{Address: []string{address}})
 	var leases []*Lease
 	for n := range 300 {
 		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n)))
@@ -248,7 +192,7 @@ func TestRefreshKeepsLocks(t *testing.T) {
 func TestRunReleasesAll(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
-	m := newIdleManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
+	m := newIdleManager(t, Config{EdgeID: "a"}, redisx.Options{Address: []string{address}})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
@@ -271,7 +215,7 @@ func TestLostToAnother(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
 	c, lost := watched()
-	m := newManager(t, c, Options{Address: []string{address}})
+	m := newManager(t, c, redisx.Options{Address: []string{address}})
 	l, _ := m.Acquire(t.Context(), "user-1", 42)
 	look.Set(t.Context(), l.key(), "edge-2/1/00", time.Minute)
 	if got := <-lost; got != (loss{42, dialect.LockLost}) {
@@ -289,7 +233,7 @@ func TestLostToAnother(t *testing.T) {
 func TestMissingIsSetAnew(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
-	m := newManager(t, short, Options{Address: []string{address}})
+	m := newManager(t, short, redisx.Options{Address: []string{address}})
 	var leases []*Lease
 	for n := range 50 {
 		leases = append(leases, mustAcquire(t, m, fmt.Sprint("user-", n)))
@@ -306,12 +250,12 @@ func TestMissingIsSetAnew(t *testing.T) {
 
 func TestRedisGone(t *testing.T) {
 	address := startRedis(t)
-	p := newProxy(t, address)
+	p := redistest.NewProxy(t, address)
 	c, lost := watched()
-	m := newManager(t, c, Options{Address: []string{p.address}})
+	m := newManager(t, c, redisx.Options{Address: []string{p.Address}})
 	l, _ := m.Acquire(t.Context(), "user-1", 42)
 	acquired := time.Now()
-	p.close()
+	p.Close()
 	if _, r := m.Acquire(t.Context(), "user-2", 0); r != dialect.LockUnavailable {
 		t.Fatalf("Acquire = %v", r)
 	}
@@ -335,25 +279,25 @@ func TestRedisGone(t *testing.T) {
 func TestReplyLost(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
-	p := newProxy(t, address)
-	m := newManager(t, short, Options{Address: []string{p.address}})
-	b := newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}})
+	p := redistest.NewProxy(t, address)
+	m := newManager(t, short, redisx.Options{Address: []string{p.Address}})
+	b := newManager(t, Config{EdgeID: "b"}, redisx.Options{Address: []string{address}})
 	giveBack(t, mustAcquire(t, m, "warm"))
 
 	t.Run("acquire", func(t *testing.T) {
-		p.cutAfter("\r\nNX\r\n", 1)
+		p.CutAfter("\r\nNX\r\n", 1)
 		l := mustAcquire(t, m, "user-0")
-		if p.cuts.Load() != 1 || look.Get(t.Context(), l.key()).Val() != l.token() {
-			t.Fatalf("%d cuts; %s is not held", p.cuts.Load(), l.key())
+		if p.Cuts.Load() != 1 || look.Get(t.Context(), l.key()).Val() != l.token() {
+			t.Fatalf("%d cuts; %s is not held", p.Cuts.Load(), l.key())
 		}
 		giveBack(t, l)
 	})
 	t.Run("acquire, twice", func(t *testing.T) {
-		p.cutAfter("\r\nNX\r\n", 2)
+		p.CutAfter("\r\nNX\r\n", 2)
 		if _, r := m.Acquire(t.Context(), "user-1", 0); r != dialect.LockUnavailable {
 			t.Fatalf("Acquire = %v", r)
 		}
-		if n := p.cuts.Load(); n != 3 {
+		if n := p.Cuts.Load(); n != 3 {
 			t.Fatalf("the proxy cut %d times", n)
 		}
 		began := time.Now()
@@ -370,15 +314,15 @@ func TestReplyLost(t *testing.T) {
 	})
 	t.Run("refresh", func(t *testing.T) {
 		l := mustAcquire(t, m, "user-2")
-		cuts := p.cuts.Load()
-		p.cutAfter("'PEXPIRE'", 1)
-		eventually(t, "a refresh is cut", func() bool { return p.cuts.Load() > cuts })
+		cuts := p.Cuts.Load()
+		p.CutAfter("'PEXPIRE'", 1)
+		eventually(t, "a refresh is cut", func() bool { return p.Cuts.Load() > cuts })
 		before := deadline(l)
 		eventually(t, "the next refresh works", func() bool { return deadline(l) > before })
 	})
 	t.Run("release", func(t *testing.T) {
 		l := mustAcquire(t, m, "user-3")
-		p.cutAfter("'DEL'", 1) // the script of a release, as text
+		p.CutAfter("'DEL'", 1) // the script of a release, as text
 		giveBack(t, l)
 		if n := look.Exists(t.Context(), l.key()).Val(); n != 0 {
 			t.Fatal("released with the key still there")
@@ -388,7 +332,7 @@ func TestReplyLost(t *testing.T) {
 
 func TestCancelledAcquireLeavesNothing(t *testing.T) {
 	address := startRedis(t)
-	m := newManager(t, short, Options{Address: []string{address}})
+	m := newManager(t, short, redisx.Options{Address: []string{address}})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, r := m.Acquire(ctx, "user-1", 0); r != dialect.LockUnavailable {
@@ -416,7 +360,7 @@ func TestWithoutInfoAndConfig(t *testing.T) {
 	if err := os.WriteFile(file, []byte("s3cret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := newManager(t, short, Options{Address: []string{address}, Username: "relay", PasswordFile: file})
+	m := newManager(t, short, redisx.Options{Address: []string{address}, Username: "relay", PasswordFile: file})
 	l := mustAcquire(t, m, "user-1")
 	before := deadline(l)
 	eventually(t, "a refresh", func() bool { return deadline(l) > before })
@@ -436,8 +380,8 @@ func TestExclusiveUnderLoad(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
 	edges := []*Manager{
-		newManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}}),
-		newManager(t, Config{EdgeID: "b"}, Options{Address: []string{address}}),
+		newManager(t, Config{EdgeID: "a"}, redisx.Options{Address: []string{address}}),
+		newManager(t, Config{EdgeID: "b"}, redisx.Options{Address: []string{address}}),
 	}
 	var holders [5]atomic.Int32
 	var granted atomic.Int64
@@ -470,7 +414,7 @@ func TestExclusiveUnderLoad(t *testing.T) {
 
 func TestPingIsCached(t *testing.T) {
 	address := startRedis(t)
-	m := newIdleManager(t, Config{EdgeID: "a"}, Options{Address: []string{address}})
+	m := newIdleManager(t, Config{EdgeID: "a"}, redisx.Options{Address: []string{address}})
 	first, err := m.Ping(t.Context())
 	if err != nil || first <= 0 {
 		t.Fatalf("Ping = %v, %v", first, err)
@@ -495,18 +439,7 @@ func TestNameOf(t *testing.T) {
 	}
 }
 
-func TestOptions(t *testing.T) {
-	for name, o := range map[string]Options{
-		"no address":        {},
-		"CA without TLS":    {Address: []string{"a:1"}, TLSCAFile: "x"},
-		"user, no password": {Address: []string{"a:1"}, Username: "u"},
-		"no password file":  {Address: []string{"a:1"}, PasswordFile: "/nonexistent"},
-		"no CA file":        {Address: []string{"a:1"}, TLS: true, TLSCAFile: "/nonexistent"},
-	} {
-		if _, err := NewClient(o, "x"); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
+func TestConfig(t *testing.T) {
 	nobody := func(uint64, dialect.Reason) {}
 	if _, err := New(Config{EdgeID: "a"}, nil, noop.Meter{}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a manager that tells nobody of a loss is accepted")

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
+	"github.com/cutemarkets/relay/services/internal/redisx/redistest"
 )
 
 // releases counts what Config.Released is told of one owner.
@@ -36,7 +38,7 @@ func TestReleasedAfterLost(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
 	var r releases
-	m := newManager(t, r.config(short), Options{Address: []string{address}})
+	m := newManager(t, r.config(short), redisx.Options{Address: []string{address}})
 	l := mustAcquire(t, m, "user-1")
 	look.Set(t.Context(), l.key(), "another", time.Minute)
 	eventually(t, "the loss is told", func() bool { return r.lost.Load() == 1 })
@@ -52,11 +54,11 @@ func TestReleasedAfterLost(t *testing.T) {
 }
 
 func TestReleasedBehindARefresh(t *testing.T) {
-	p := newProxy(t, startRedis(t))
+	p := redistest.NewProxy(t, startRedis(t))
 	var r releases
-	m := newManager(t, r.config(short), Options{Address: []string{p.address}})
+	m := newManager(t, r.config(short), redisx.Options{Address: []string{p.Address}})
 	l := mustAcquire(t, m, "user-1")
-	p.hold()
+	p.Hold()
 	eventually(t, "a refresh is in flight", func() bool {
 		b := &m.buckets[l.bucket]
 		b.mu.Lock()
@@ -67,14 +69,14 @@ func TestReleasedBehindARefresh(t *testing.T) {
 	if n := r.released.Load(); n != 0 {
 		t.Fatalf("%d releases were told with a refresh in flight", n)
 	}
-	p.resume()
+	p.Resume()
 	r.once(t, m, l)
 }
 
 func TestReleasedAfterRun(t *testing.T) {
 	address := startRedis(t)
 	var r releases
-	m := newIdleManager(t, r.config(Config{EdgeID: "a"}), Options{Address: []string{address}})
+	m := newIdleManager(t, r.config(Config{EdgeID: "a"}), redisx.Options{Address: []string{address}})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()

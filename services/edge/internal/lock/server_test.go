@@ -131,7 +131,7 @@ func (w *world) arrive(q *message) {
 	}
 }
 
-// introduce is client.onConnect: the request waits for a new connection.
+// introduce is redisx.Client: the request waits for a new connection.
 func (w *world) introduce(q *message, run int) {
 	w.awake(q.socket.edge, func() {
 		if q.answered { // given up before it was sent

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
+	"github.com/cutemarkets/relay/services/internal/redisx"
+	"github.com/cutemarkets/relay/services/internal/redisx/redistest"
 )
 
 // A storm of connects is no reason to refuse anybody.
@@ -19,7 +21,7 @@ func TestStorm(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	address := startRedis(t)
 	var released sync.WaitGroup
-	m := newManager(t, Config{EdgeID: "a", Released: func(uint64) { released.Done() }}, Options{Address: []string{address}})
+	m := newManager(t, Config{EdgeID: "a", Released: func(uint64) { released.Done() }}, redisx.Options{Address: []string{address}})
 	var refusals atomic.Int64
 	leases := make([]*Lease, sockets)
 	began := time.Now()
@@ -63,10 +65,10 @@ func TestStorm(t *testing.T) {
 func TestWaitingForATurn(t *testing.T) {
 	address := startRedis(t)
 	look := plain(t, address)
-	p := newProxy(t, address)
-	m := newManager(t, short, Options{Address: []string{p.address}})
+	p := redistest.NewProxy(t, address)
+	m := newManager(t, short, redisx.Options{Address: []string{p.Address}})
 	giveBack(t, mustAcquire(t, m, "warm"))
-	p.hold()
+	p.Hold()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for n := range 2 * turns * batchKeys {
@@ -79,7 +81,7 @@ func TestWaitingForATurn(t *testing.T) {
 	eventually(t, "the line is full", func() bool { return len(m.line) == cap(m.line) })
 	cancel()
 	wg.Wait()
-	p.resume()
+	p.Resume()
 	eventually(t, "nothing is left", func() bool { return m.leases.Load() == 0 && len(m.line) == 0 })
 	eventually(t, "no key is left", func() bool { return look.DBSize(t.Context()).Val() == 0 })
 	giveBack(t, mustAcquire(t, m, "user-1"))

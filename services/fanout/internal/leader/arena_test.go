@@ -17,7 +17,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// arena is an API server and processes that want to lead a market, in a bubble.
+// arena is where processes want to lead a market: by an API server and in a bubble,
+// or by a Redis.
 type arena struct {
 	*testing.T
 	api    *apiServer
@@ -52,8 +53,13 @@ func (s *syncBuffer) String() string {
 // count returns how many log records have a text.
 func (s *syncBuffer) count(text string) int { return strings.Count(s.String(), text) }
 
+func newBareArena(t *testing.T) *arena {
+	return &arena{T: t, log: &syncBuffer{}, changed: make(chan struct{}, 1)}
+}
+
 func newArena(t *testing.T, names ...string) *arena {
-	a := &arena{T: t, api: newAPIServer(t, names...), log: &syncBuffer{}, changed: make(chan struct{}, 1)}
+	a := newBareArena(t)
+	a.api = newAPIServer(t, names...)
 	a.access = a.api.inMemory()
 	a.api.answered = func(lease *coordination.Lease) {
 		if *lease.Spec.HolderIdentity == "" {
@@ -119,14 +125,24 @@ func (a *arena) join(name string, closing time.Duration) *process {
 	a.Helper()
 	access := a.access()
 	access.Transport = named{name, access.Transport.(*http.Transport)}
-	log := slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelInfo})).With(slog.String("process", name))
-	k, err := NewKubernetes(access, config, []string{"stocks"}, log)
+	k, err := NewKubernetes(access, config, []string{"stocks"}, a.logger(name))
 	if err != nil {
 		a.Fatal(err)
 	}
+	p := a.start(name, closing, k)
+	p.elector = k
+	return p
+}
+
+func (a *arena) logger(name string) *slog.Logger {
+	return slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelInfo})).With(slog.String("process", name))
+}
+
+// start starts a process that takes part by an elector of its own.
+func (a *arena) start(name string, closing time.Duration, e Elector) *process {
 	ctx, stop := context.WithCancel(context.Background())
-	p := &process{arena: a, name: name, elector: k, closing: closing, stop: stop, ended: make(chan error, 1), fail: make(chan error)}
-	go func() { p.ended <- k.Run(ctx, "stocks", p.work) }()
+	p := &process{arena: a, name: name, closing: closing, stop: stop, ended: make(chan error, 1), fail: make(chan error)}
+	go func() { p.ended <- e.Run(ctx, "stocks", p.work) }()
 	return p
 }
 

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -63,8 +62,16 @@ func (c LeaseConfig) patience() time.Duration { return c.RetryPeriod + c.RenewDe
 // another's or gone.
 type Kubernetes struct {
 	// Static after construction.
+	tallies
 	candidates map[string]*candidate
 	client     *http.Client
+}
+
+var kubernetesAdvice = [reasonEnd]string{
+	ReasonMissing:     "create the Lease with an empty spec, as the Helm chart does; until then nobody leads the market",
+	ReasonForbidden:   "allow get and update on the Lease to the service account, as the Role of the Helm chart does",
+	ReasonFailed:      "see to the API server; without it no leadership is gained, and that of the market is lost",
+	ReasonUnreachable: "see to the API server and the way to it; without it no leadership is gained, and that of the market is lost",
 }
 
 // InCluster makes a Kubernetes with the service account of the pod it runs in.
@@ -72,7 +79,7 @@ type Kubernetes struct {
 func InCluster(c LeaseConfig, markets []string, log *slog.Logger) (*Kubernetes, error) {
 	access, err := rest.InClusterConfig()
 	if errors.Is(err, rest.ErrNotInCluster) {
-		return nil, fmt.Errorf("leader: --leader kubernetes works in a pod only, and KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; elsewhere use static or standby: %w", err)
+		return nil, fmt.Errorf("leader: --leader kubernetes works in a pod only, and KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; elsewhere use redis, static or standby: %w", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("leader: --leader kubernetes needs the token of a service account; the pod must mount it (automountServiceAccountToken): %w", err)
@@ -117,14 +124,18 @@ func NewKubernetes(access *rest.Config, c LeaseConfig, markets []string, log *sl
 	for _, market := range markets {
 		name := c.Name + "-" + market
 		k.candidates[market] = &candidate{
-			market:   market,
-			config:   c,
-			name:     name,
-			identity: identity,
-			leases:   api.Leases(c.Namespace),
-			log: log.With(slog.String("component", "leader"), slog.String("market", market),
-				slog.String("lease", c.Namespace+"/"+name)),
+			tally: tally{
+				market:   market,
+				identity: identity,
+				advice:   kubernetesAdvice,
+				log: log.With(slog.String("component", "leader"), slog.String("market", market),
+					slog.String("lease", c.Namespace+"/"+name)),
+			},
+			config: c,
+			name:   name,
+			leases: api.Leases(c.Namespace),
 		}
+		k.tallies = append(k.tallies, &k.candidates[market].tally)
 	}
 	return k, nil
 }
@@ -148,21 +159,15 @@ func (k *Kubernetes) Run(ctx context.Context, market string, work Work) error {
 // candidate takes part in the election of one market.
 type candidate struct {
 	// Static after construction.
-	market   string
-	config   LeaseConfig
-	name     string // of the Lease
-	identity string
-	leases   coordinationv1.LeaseInterface
-	log      *slog.Logger
+	config LeaseConfig
+	name   string // of the Lease
+	leases coordinationv1.LeaseInterface
 
-	leads   atomic.Bool
-	changes [changeEnd]atomic.Uint64
-	errors  [reasonEnd]atomic.Uint64
+	tally
 
 	// Owned by the goroutine of the election, or by the caller of Run while
 	// there is none; not thread-safe.
 	last        Epoch     // the newest in which this process led
-	problem     Reason    // of the last request
 	holder      string    // as last seen
 	uid         types.UID // of the Lease
 	transitions int       // the most it had
@@ -221,23 +226,5 @@ func (c *candidate) lead(ctx, led context.Context, epoch Epoch, work Work) error
 	defer cancel()
 	defer context.AfterFunc(led, cancel)()
 
-	c.change(changeAcquired)
-	c.leads.Store(true)
-	log := c.log.With(slog.String("epoch", epoch.String()))
-	log.Info("leadership acquired", slog.String("identity", c.identity))
-	err := work(working, epoch)
-	ended := working.Err() != nil
-	c.leads.Store(false)
-	switch {
-	case err != nil:
-	case !ended:
-		err = ErrEnded
-	case led.Err() != nil:
-		c.change(changeLost)
-		log.Warn("leadership lost, work has ended", slog.Any("cause", context.Cause(led)))
-		return nil
-	}
-	c.change(changeReleased)
-	log.Info("leadership given up, work has ended")
-	return err
+	return c.tally.lead(working, epoch, work, func() error { return context.Cause(led) })
 }

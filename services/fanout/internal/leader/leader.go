@@ -5,8 +5,9 @@
 //
 // Static and Standby start no goroutine. Kubernetes starts one per market, which
 // takes part in the election and ends with Run; requests to the API server are
-// made one after the other on it, so nothing queues. An API server that is slow
-// or away costs the leadership and nothing else: work never waits for it.
+// made one after the other on it, so nothing queues. Redis has those of package
+// lease, for which the same is true. An API server or a Redis that is slow or away
+// costs the leadership and nothing else: work never waits for it.
 package leader
 
 import (

@@ -196,26 +196,29 @@ func (c *candidate) nextEpoch(lease *coordination.Lease) Epoch {
 	return epoch
 }
 
-// judge counts what came of a request, and logs when that is another problem
-// than before, or none any more.
+// judge takes what came of a request.
 func (c *candidate) judge(ctx context.Context, err error) {
 	if err != nil && ctx.Err() != nil {
 		return // given up by us; one that hangs ends by the client's timeout before
 	}
-	reason := reasonOf(err)
-	if reason != ReasonNone {
-		c.errors[reason].Add(1)
+	c.tally.judge(reasonOf(err), err)
+}
+
+func reasonOf(err error) Reason {
+	var answer apierrors.APIStatus
+	switch {
+	case err == nil:
+		return ReasonNone
+	case !errors.As(err, &answer):
+		return ReasonUnreachable
+	case apierrors.IsNotFound(err):
+		return ReasonMissing
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		return ReasonForbidden
+	case apierrors.IsConflict(err):
+		return ReasonConflict
 	}
-	if reason == c.problem || reason == ReasonConflict {
-		return
-	}
-	c.problem = reason
-	if reason == ReasonNone {
-		c.log.Info("lease usable again")
-		return
-	}
-	c.log.Error("lease not usable", slog.String("reason", reason.String()),
-		slog.String("advice", reason.advice()), slog.Any("error", err))
+	return ReasonFailed
 }
 
 // demoted is a log that takes everything as debug output: client-go writes an

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"sync/atomic"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// Reason is why a request about a Lease failed. Its String is the metric label
+// Reason is why a request about a lease failed. Its String is the metric label
 // and the log field.
 type Reason uint8
 
@@ -18,43 +19,17 @@ type Reason uint8
 const (
 	ReasonNone        Reason = iota // it did not
 	ReasonMissing                   // there is no Lease
-	ReasonForbidden                 // the service account may not
+	ReasonForbidden                 // the service account, or the user of Redis, may not
 	ReasonConflict                  // somebody else changed the Lease; tried again
-	ReasonFailed                    // the API server cannot serve the request
+	ReasonFailed                    // the API server, or Redis, cannot serve the request
 	ReasonUnreachable               // no answer
 	reasonEnd
 )
 
-var reasons = [reasonEnd]struct{ label, advice string }{
-	ReasonNone:        {"none", ""},
-	ReasonMissing:     {"missing", "create the Lease with an empty spec, as the Helm chart does; until then nobody leads the market"},
-	ReasonForbidden:   {"forbidden", "allow get and update on the Lease to the service account, as the Role of the Helm chart does"},
-	ReasonConflict:    {"conflict", ""},
-	ReasonFailed:      {"failed", "see to the API server; without it no leadership is gained, and that of the market is lost"},
-	ReasonUnreachable: {"unreachable", "see to the API server and the way to it; without it no leadership is gained, and that of the market is lost"},
-}
+var reasonLabels = [reasonEnd]string{"none", "missing", "forbidden", "conflict", "failed", "unreachable"}
 
 // String is the metric label.
-func (r Reason) String() string { return reasons[r].label }
-
-func (r Reason) advice() string { return reasons[r].advice }
-
-func reasonOf(err error) Reason {
-	var answer apierrors.APIStatus
-	switch {
-	case err == nil:
-		return ReasonNone
-	case !errors.As(err, &answer):
-		return ReasonUnreachable
-	case apierrors.IsNotFound(err):
-		return ReasonMissing
-	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-		return ReasonForbidden
-	case apierrors.IsConflict(err):
-		return ReasonConflict
-	}
-	return ReasonFailed
-}
+func (r Reason) String() string { return reasonLabels[r] }
 
 // change is a change of leadership. Its label is that of the metric.
 type change uint8
@@ -68,33 +43,93 @@ const (
 
 var changeLabels = [changeEnd]string{"acquired", "lost", "released"}
 
-func (c *candidate) change(to change) { c.changes[to].Add(1) }
+// tally is what the election of one market tells of itself.
+type tally struct {
+	// Static after construction.
+	market   string
+	identity string // of this process
+	advice   [reasonEnd]string
+	log      *slog.Logger
+
+	leads   atomic.Bool
+	changes [changeEnd]atomic.Uint64
+	errors  [reasonEnd]atomic.Uint64
+
+	// Owned by the goroutine that makes requests; not thread-safe.
+	problem Reason // of the last request
+}
+
+func (t *tally) change(to change) { t.changes[to].Add(1) }
+
+// lead runs work in ctx. lost tells why the leadership is lost, nil if it is not.
+func (t *tally) lead(ctx context.Context, epoch Epoch, work Work, lost func() error) error {
+	t.change(changeAcquired)
+	t.leads.Store(true)
+	log := t.log.With(slog.String("epoch", epoch.String()))
+	log.Info("leadership acquired", slog.String("identity", t.identity))
+	err := work(ctx, epoch)
+	ended, cause := ctx.Err() != nil, lost()
+	t.leads.Store(false)
+	switch {
+	case err != nil:
+	case !ended:
+		err = ErrEnded
+	case cause != nil:
+		t.change(changeLost)
+		log.Warn("leadership lost, work has ended", slog.Any("cause", cause))
+		return nil
+	}
+	t.change(changeReleased)
+	log.Info("leadership given up, work has ended")
+	return err
+}
+
+// judge counts what came of a request, and logs when that is another problem
+// than before, or none any more.
+func (t *tally) judge(reason Reason, err error) {
+	if reason != ReasonNone {
+		t.errors[reason].Add(1)
+	}
+	if reason == t.problem || reason == ReasonConflict {
+		return
+	}
+	t.problem = reason
+	if reason == ReasonNone {
+		t.log.Info("lease usable again")
+		return
+	}
+	t.log.Error("lease not usable", slog.String("reason", reason.String()),
+		slog.String("advice", t.advice[reason]), slog.Any("error", err))
+}
+
+// tallies are those of all markets.
+type tallies []*tally
 
 // Observe registers the metrics of all markets.
-func (k *Kubernetes) Observe(meter metric.Meter) error {
+func (all tallies) Observe(meter metric.Meter) error {
 	leader, err1 := meter.Int64ObservableGauge("relay_fanout_leader",
-		metric.WithDescription("1 while this process leads the market by its Lease."))
+		metric.WithDescription("1 while this process leads the market."))
 	changes, err2 := meter.Int64ObservableCounter("relay_fanout_leader_changes_total",
 		metric.WithDescription("Leaderships that this process acquired, lost, or released, by change."))
 	failures, err3 := meter.Int64ObservableCounter("relay_fanout_lease_errors_total",
-		metric.WithDescription("Requests about the Lease that failed, by reason."))
+		metric.WithDescription("Requests about the lease that failed, by reason."))
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return fmt.Errorf("leader: metrics: %w", err)
 	}
 	_, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		for _, c := range k.candidates {
-			market := attribute.String("market", c.market)
+		for _, t := range all {
+			market := attribute.String("market", t.market)
 			leads := int64(0)
-			if c.leads.Load() {
+			if t.leads.Load() {
 				leads = 1
 			}
 			o.ObserveInt64(leader, leads, metric.WithAttributes(market))
 			for to, label := range changeLabels {
-				o.ObserveInt64(changes, int64(c.changes[to].Load()),
+				o.ObserveInt64(changes, int64(t.changes[to].Load()),
 					metric.WithAttributes(market, attribute.String("change", label)))
 			}
 			for reason := ReasonNone + 1; reason < reasonEnd; reason++ {
-				o.ObserveInt64(failures, int64(c.errors[reason].Load()),
+				o.ObserveInt64(failures, int64(t.errors[reason].Load()),
 					metric.WithAttributes(market, attribute.String("reason", reason.String())))
 			}
 		}

@@ -40,7 +40,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for r := ReasonNone + 1; r < reasonEnd; r++ {
-		if r.String() == "" || r.advice() == "" && r != ReasonConflict {
+		if r.String() == "" || kubernetesAdvice[r] == "" && r != ReasonConflict {
 			t.Errorf("reason %d has no label or advice", r)
 		}
 	}

@@ -1,4 +1,4 @@
-package lock
+package redistest
 
 import (
 	"bytes"
@@ -8,45 +8,54 @@ import (
 	"testing"
 )
 
-// proxy is a TCP proxy in front of Redis that can swallow the reply to a command
+// Proxy is a TCP proxy in front of Redis that can swallow the reply to a command
 // and cut the connection: the command has run, nobody is told.
-type proxy struct {
-	address string
-	cuts    atomic.Int64
-
-	mu       sync.Mutex
+type Proxy struct {
+	// Static after construction.
+	Address  string
 	listener net.Listener
-	conns    []net.Conn
-	target   string
-	command  []byte // of the next cuts
-	left     int    // of them
+
+	// Cuts counts the replies that were lost.
+	Cuts atomic.Int64
+
+	mu sync.Mutex
+	// Guarded by mu.
+	conns   []net.Conn
+	target  string
+	command []byte // of the next cuts
+	left    int    // of them
 
 	gate sync.RWMutex // held: no request passes
 }
 
-func newProxy(t testing.TB, target string) *proxy {
+// NewProxy makes a proxy in front of an address, until the test ends.
+func NewProxy(t testing.TB, target string) *Proxy {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{address: listener.Addr().String(), target: target, listener: listener}
+	p := &Proxy{Address: listener.Addr().String(), target: target, listener: listener}
 	go p.accept()
-	t.Cleanup(p.close)
+	t.Cleanup(p.Close)
 	return p
 }
 
-// cutAfter makes the connections that next send a request with the word, so many
-// times, lose the replies.
-func (p *proxy) cutAfter(word string, times int) {
+// CutAfter makes the connections that next send a request with the word, in upper
+// case, so many times, lose the replies.
+func (p *Proxy) CutAfter(word string, times int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.command, p.left = []byte(word), times
 }
 
-func (p *proxy) hold()   { p.gate.Lock() }
-func (p *proxy) resume() { p.gate.Unlock() }
+// Hold lets no request pass until Resume.
+func (p *Proxy) Hold() { p.gate.Lock() }
 
-func (p *proxy) close() {
+// Resume lets requests pass again.
+func (p *Proxy) Resume() { p.gate.Unlock() }
+
+// Close cuts all connections and takes no more.
+func (p *Proxy) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_ = p.listener.Close()
@@ -55,8 +64,8 @@ func (p *proxy) close() {
 	}
 }
 
-// moveTo puts another Redis in the place of the one there was.
-func (p *proxy) moveTo(target string) {
+// MoveTo puts another Redis in the place of the one there was.
+func (p *Proxy) MoveTo(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = target
@@ -65,7 +74,7 @@ func (p *proxy) moveTo(target string) {
 	}
 }
 
-func (p *proxy) accept() {
+func (p *Proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
 		if err != nil {
@@ -80,15 +89,20 @@ func (p *proxy) accept() {
 			return
 		}
 		p.mu.Lock()
+		moved := p.target != target
 		p.conns = append(p.conns, client, server)
 		p.mu.Unlock()
+		if moved {
+			_, _ = client.Close(), server.Close()
+			continue
+		}
 		go p.pump(client, server)
 	}
 }
 
 // pump passes requests; the replies come back on a goroutine of their own, until
 // one is to be lost.
-func (p *proxy) pump(client, server net.Conn) {
+func (p *Proxy) pump(client, server net.Conn) {
 	defer func() { _ = client.Close() }()
 	defer func() { _ = server.Close() }()
 	var lose atomic.Bool
@@ -123,13 +137,13 @@ func (p *proxy) pump(client, server net.Conn) {
 	}
 }
 
-func (p *proxy) cut(request []byte) bool {
+func (p *Proxy) cut(request []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.left == 0 || !bytes.Contains(bytes.ToUpper(request), p.command) {
 		return false
 	}
 	p.left--
-	p.cuts.Add(1)
+	p.Cuts.Add(1)
 	return true
 }

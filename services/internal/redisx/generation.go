@@ -1,4 +1,4 @@
-package lock
+package redisx
 
 import (
 	"context"
@@ -10,33 +10,33 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-var errGeneration = errors.New("lock: Redis is another process than before")
+// ErrGeneration says that a command was not sent because Redis is another process
+// than before.
+var ErrGeneration = errors.New("redis: Redis is another process than before")
 
-// client is a Redis client that looks at the run id of each server it connects
-// to.
-type client struct {
-	redis.UniversalClient
-	generations generations
-}
-
-func clientOf(r redis.UniversalClient) (*client, error) {
-	if ours, ok := r.(*client); ok {
-		return ours, nil
-	}
-	return nil, errors.New("lock: the Redis client must be one of NewClient")
-}
-
-// masters calls do with the master, or with each one of a Cluster, at the same time.
-func (c *client) masters(ctx context.Context, do func(ctx context.Context, server string, r redis.Cmdable) error) error {
+// Masters calls do with the master, or with each one of a Cluster at the same time,
+// of which it tells the address.
+func (c *Client) Masters(ctx context.Context, do func(ctx context.Context, server string, r redis.Cmdable) error) error {
 	if cluster, ok := c.UniversalClient.(*redis.ClusterClient); ok {
 		return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return do(ctx, node.Options().Addr, node) })
 	}
 	return do(ctx, "", c)
 }
 
-// reach makes sure that there is a connection to each master.
-func (c *client) reach(ctx context.Context) error {
-	return c.masters(ctx, func(ctx context.Context, _ string, r redis.Cmdable) error { return r.Ping(ctx).Err() })
+// Reach makes sure that there is a connection to each master.
+func (c *Client) Reach(ctx context.Context) error {
+	return c.Masters(ctx, func(ctx context.Context, _ string, r redis.Cmdable) error { return r.Ping(ctx).Err() })
+}
+
+// Generation counts how often a server proved to be another process than before.
+// Where INFO is not permitted it stays 0; so it does when a replica of a Cluster
+// takes over, which is a server of its own.
+func (c *Client) Generation() uint64 { return c.generations.changes.Load() }
+
+// OfGeneration returns a context for commands that fail with ErrGeneration instead
+// of being sent to a server of another generation than there is now.
+func (c *Client) OfGeneration(ctx context.Context) context.Context {
+	return context.WithValue(ctx, changesKey{}, c.Generation())
 }
 
 // generations are the run ids of the servers: of each node of a Cluster by its
@@ -49,19 +49,13 @@ type generations struct {
 	runs map[string]string
 }
 
-// changesKey is what a context knows changes by.
+// changesKey is what a context knows the generation by.
 type changesKey struct{}
 
-// known returns a context for operations that only the generation known now may
-// carry out.
-func (g *generations) known(ctx context.Context) context.Context {
-	return context.WithValue(ctx, changesKey{}, g.changes.Load())
-}
-
 // onConnect looks at a connection that was made. One to another process than
-// before fails, so that nothing is done there before the guard knows; so do all
-// that operations made which began before. Where INFO is not permitted all
-// generations are alike.
+// before fails, so that nothing is done there before it is known; so do all that
+// commands make which belong to a generation before. Where INFO is not permitted
+// all generations are alike.
 func (g *generations) onConnect(server string) func(context.Context, *redis.Conn) error {
 	return func(ctx context.Context, c *redis.Conn) error {
 		info, err := c.Info(ctx, "server").Result()
@@ -72,10 +66,10 @@ func (g *generations) onConnect(server string) func(context.Context, *redis.Conn
 		case err != nil:
 			return err
 		case g.changed(server, runOf(info)):
-			return errGeneration
+			return ErrGeneration
 		}
 		if known, ok := ctx.Value(changesKey{}).(uint64); ok && known != g.changes.Load() {
-			return errGeneration
+			return ErrGeneration
 		}
 		return nil
 	}
@@ -98,7 +92,7 @@ func (g *generations) changed(server, run string) bool {
 }
 
 // runOf returns the run id in the answer to INFO server; "": there is none, or it
-// is a Sentinel's, which has no locks.
+// is a Sentinel's, which has no data.
 func runOf(info string) string {
 	run := ""
 	for line := range strings.Lines(info) {
