@@ -97,11 +97,12 @@ ci: ## Run what CI runs
 	@.ci/run
 
 .PHONY: long
-long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, Helm 4, the fault models, a million checked events with ten outages, a client far away, soak, stop, bench-edge
+long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, Helm 4, the fault models, faults of real servers, a million checked events with ten outages, a client far away, soak, stop, bench-edge
 	@hack/scripts/fuzz 5m services/edge/internal/frame
 	@cd services/edge && go test -tags long -timeout 5m -run TestClientFarAway -v ./internal/engine
 	@go test -timeout 20m -run 'TestPath|TestReplay' -v ./hack/e2e
 	@go test -tags long -timeout 45m -run 'TestSoak|TestStop' -v ./hack/e2e
+	@go test -tags long -timeout 30m -run 'TestLock|TestLongStorm' -v ./hack/e2e
 	@$(MAKE) bench-edge
 	@echo "long: all passed" >&2
 

@@ -25,7 +25,7 @@ type Options struct {
 	Edges     int    // number of edges
 	Fanouts   int    // number of fanouts; the first leads, the others stand by
 	Users     int    // further expert users, each with a stocks key
-	Redis     string // address of a Redis; empty: an embedded one
+	Redis     string // address of a Redis, or several with commas between them; empty: an embedded one
 	Rate      int    // events per second and market of feedsim
 	Processes bool   // run the real binaries instead of this process
 	Binaries  string // folder of the binaries; auth's is always needed
@@ -34,6 +34,9 @@ type Options struct {
 	LogLevel  string // of all services
 	// Args adds flags to parts, by kind (edge, fanout, auth, feedsim) or name (edge-1).
 	Args map[string][]string
+	// RedisOf has the address of Redis for edges, by name, that are to reach it in
+	// another way than the others.
+	RedisOf map[string]string
 	// Progress, if set, is told of each part that has become ready.
 	Progress func(what string)
 }

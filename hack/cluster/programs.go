@@ -285,12 +285,16 @@ func (c *Cluster) startEdges(ctx, run context.Context, fanouts []string) error {
 			return err
 		}
 		c.info.Edges = append(c.info.Edges, "ws://"+address)
+		redis, own := c.options.RedisOf[name]
+		if !own {
+			redis = c.info.Redis
+		}
 		err = c.addProgram(ctx, run, program{
 			name: name, kind: "edge",
 			args: []string{
 				"--listen=" + address, operations, "--log-level=" + c.options.LogLevel,
 				"--auth-address=" + c.auth, "--fanout-address=" + strings.Join(fanouts, ","),
-				"--redis-address=" + c.info.Redis, "--drain-window=1s",
+				"--redis-address=" + redis, "--drain-window=1s",
 			},
 			ready:     ready,
 			inProcess: inProcess(edge.New, func(o *edge.Options, log io.Writer) { o.Telemetry.LogOutput = log }),

@@ -18,7 +18,6 @@ import (
 const (
 	drainWindow = 10 * time.Second
 	drainGrace  = 5 * time.Second // for the last releases and close handshakes
-	lockTTL     = 15 * time.Second
 	stopped     = "edge-0"
 )
 

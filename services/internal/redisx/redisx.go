@@ -95,7 +95,8 @@ func NewClient(o Options, c Config) (*Client, error) {
 		MasterName:               o.MasterName,
 		Username:                 o.Username,
 		ClientName:               c.Name,
-		Protocol:                 2, // nothing is pushed, so nothing is looked for before each reply
+		Protocol:                 2,    // nothing is pushed, so nothing is looked for before each reply
+		DisableIdentity:          true, // a round trip less until a connection can be used
 		MaxRetries:               -1,
 		MaxRedirects:             -1,
 		ContextTimeoutEnabled:    true,
