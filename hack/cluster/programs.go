@@ -260,6 +260,7 @@ func (c *Cluster) startFanouts(ctx, run context.Context) (addresses []string, er
 			name: name, kind: "fanout",
 			args: []string{
 				"--listen=" + address, operations, "--log-level=" + c.options.LogLevel, "--leader=" + leader,
+				"--trading-hours=never", // feedsim has none
 				"--upstream-url=" + strings.Replace(c.info.Feedsim, "http://", "ws://", 1),
 				"--upstream-key-file=" + c.file("vendor.key"),
 			},

@@ -95,7 +95,7 @@ func New(o Options) (_ *Service, err error) {
 	var upstreams []*upstream.Upstream
 	for _, name := range o.Markets {
 		r := router.New(name, o.EdgeQueueBytes)
-		u := upstream.New(o.UpstreamURL, o.UpstreamKeyFile, r, t.Logger)
+		u := upstream.New(o.upstream(name), r, t.Logger)
 		routers = append(routers, r)
 		upstreams = append(upstreams, u)
 		s.markets = append(s.markets, market{name, r, u})

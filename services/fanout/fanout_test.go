@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/internal/ops"
 	"github.com/cutemarkets/relay/services/internal/redisx"
@@ -39,6 +40,8 @@ func options(t *testing.T) Options {
 		Markets:         []string{"stocks", "options"},
 		UpstreamURL:     "ws://127.0.0.1:1",
 		UpstreamKeyFile: key,
+		TradingHours:    hoursNever,
+		CanaryTopics:    []string{"stocks:A.SPY", "options:T.O:SPY291221C00500000"},
 		Leader:          leaderStatic,
 		EdgeQueueBytes:  16 << 20,
 		Operations:      ops.Options{Listen: "127.0.0.1:0"},
@@ -56,6 +59,9 @@ func TestValidate(t *testing.T) {
 		"twice":                     func(o *Options) { o.Markets = []string{"stocks", "stocks"} },
 		"--upstream-url":            func(o *Options) { o.UpstreamURL = "https://socket.massive.com" },
 		"--upstream-url must":       func(o *Options) { o.UpstreamURL = "wss://socket.massive.com?key=1" },
+		"--trading-hours is":        func(o *Options) { o.TradingHours = "eu" },
+		"--canary-topics has \"A":   func(o *Options) { o.CanaryTopics = []string{"A.SPY"} },
+		"--canary-topics has \"s":   func(o *Options) { o.CanaryTopics = []string{"stocks:A.*"} },
 		"--leader is":               func(o *Options) { o.Leader = "me" },
 		"--upstream-key-file":       func(o *Options) { o.UpstreamKeyFile = "" },
 		"--edge-queue-bytes":        func(o *Options) { o.EdgeQueueBytes = 1 },
@@ -403,5 +409,31 @@ func TestPromotion(t *testing.T) {
 	defer count.mu.Unlock()
 	if count.most != 1 || count.all != 2 {
 		t.Errorf("%d connections, %d at a time", count.all, count.most)
+	}
+}
+
+// TestUpstreamConfig: which hours and canaries a market has.
+func TestUpstreamConfig(t *testing.T) {
+	noon := time.Date(2026, 11, 20, 17, 0, 0, 0, time.UTC) // of New York, a trading day
+	night := noon.Add(12 * time.Hour)
+	for _, tt := range []struct {
+		hours, market string
+		noon, night   calendar.Part
+		canaries      int
+	}{
+		{hoursUS, "stocks", calendar.Regular, calendar.Closed, 1},
+		{hoursUS, "options", calendar.Regular, calendar.Closed, 1},
+		{hoursUS, "crypto", calendar.Closed, calendar.Closed, 0},
+		{hoursAlways, "stocks", calendar.Regular, calendar.Regular, 1},
+		{hoursNever, "stocks", calendar.Closed, calendar.Closed, 0},
+	} {
+		o := options(t)
+		o.TradingHours = tt.hours
+		c := o.upstream(tt.market)
+		part1, _ := c.Hours(noon)
+		part2, _ := c.Hours(night)
+		if part1 != tt.noon || part2 != tt.night || len(c.Canaries) != tt.canaries {
+			t.Errorf("%s %s: %v at noon, %v at night, canaries %q", tt.hours, tt.market, part1, part2, c.Canaries)
+		}
 	}
 }

@@ -6,10 +6,12 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/tools/leaderelection"
 
+	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/fanout/internal/upstream"
 	"github.com/cutemarkets/relay/services/internal/grpcx"
@@ -26,6 +28,13 @@ const (
 	leaderStandby    = "standby"
 )
 
+// Values of --trading-hours.
+const (
+	hoursUS     = "us"
+	hoursAlways = "always"
+	hoursNever  = "never"
+)
+
 // minEdgeQueue is the least bound of an edge's queue: twice what is held back
 // during an outage, which is routed at once.
 const minEdgeQueue = 8 << 20
@@ -40,6 +49,8 @@ type Options struct {
 	Markets         []string `name:"markets" default:"stocks,options" help:"Markets that are relayed: stocks, options."`
 	UpstreamURL     string   `name:"upstream-url" default:"wss://socket.massive.com" placeholder:"URL" help:"WebSocket of the vendor; the market is appended, as in wss://socket.massive.com/stocks."`
 	UpstreamKeyFile string   `name:"upstream-key-file" placeholder:"FILE" help:"File with the vendor's API key, read at each connection. Needed by a process that can lead."`
+	TradingHours    string   `name:"trading-hours" enum:"us,always,never" default:"us" help:"When an upstream that answers pings and sends no events is taken for stalled, if its flow was steady before: us (while US stocks or options trade; in no other market), always or never."`
+	CanaryTopics    []string `name:"canary-topics" default:"stocks:A.SPY" placeholder:"MARKET:TOPIC" help:"Topics that have events every few seconds from 09:30 to 16:00 in New York, subscribed by the leader itself: 10s without any event are a stall then. Empty: none. Not used with --trading-hours=never."`
 	EdgeQueueBytes  int      `name:"edge-queue-bytes" default:"16777216" help:"Bytes that may wait for one edge and market; beyond, its stream is cut and its clients are told of a gap."`
 
 	Leader             string        `name:"leader" enum:"kubernetes,redis,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), redis (the holder of the market's lease in Redis), static (this process, for every market; there must be no other) or standby (never this process)."`
@@ -60,6 +71,9 @@ var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 // marketName is what can be an element of a URL's path and a metric label.
 var marketName = regexp.MustCompile(`^[a-z]{1,32}$`)
 
+// canaryTopic is one ticker of a type of events.
+var canaryTopic = regexp.MustCompile(`^[A-Z]{1,8}\.[A-Za-z0-9][A-Za-z0-9.:/_-]{0,31}$`)
+
 // Validate reports values that make no sense.
 func (o Options) Validate() error {
 	var errs []error
@@ -77,6 +91,13 @@ func (o Options) Validate() error {
 	check(slices.Contains([]string{leaderKubernetes, leaderRedis, leaderStatic, leaderStandby}, o.Leader),
 		"--leader is %q, must be kubernetes, redis, static or standby", o.Leader)
 	check(o.Leader == leaderStandby || o.UpstreamKeyFile != "", "--upstream-key-file is missing: the file with the vendor's API key")
+	check(o.TradingHours == hoursUS || o.TradingHours == hoursAlways || o.TradingHours == hoursNever,
+		"--trading-hours is %q, must be us, always or never", o.TradingHours)
+	for _, canary := range o.CanaryTopics {
+		market, topic, _ := strings.Cut(canary, ":")
+		check(marketName.MatchString(market) && canaryTopic.MatchString(topic),
+			"--canary-topics has %q, must be a market and a topic of one ticker, as in stocks:A.SPY", canary)
+	}
 	check(o.EdgeQueueBytes >= minEdgeQueue, "--edge-queue-bytes is %d, must be at least %d", o.EdgeQueueBytes, minEdgeQueue)
 	switch o.Leader {
 	case leaderKubernetes:
@@ -118,6 +139,27 @@ func (o Options) lease() leader.LeaseConfig {
 		RenewDeadline: o.LeaseRenewDeadline,
 		RetryPeriod:   o.LeaseRetryPeriod,
 	}
+}
+
+// upstream is what a market's upstream is made from.
+func (o Options) upstream(market string) upstream.Config {
+	c := upstream.Config{URL: o.UpstreamURL, KeyFile: o.UpstreamKeyFile, Hours: calendar.Never}
+	switch {
+	case o.TradingHours == hoursNever:
+		return c
+	case o.TradingHours == hoursAlways:
+		c.Hours = calendar.Always
+	case market == "stocks":
+		c.Hours = calendar.Stocks
+	case market == "options":
+		c.Hours = calendar.Options
+	}
+	for _, canary := range o.CanaryTopics {
+		if topic, ok := strings.CutPrefix(canary, market+":"); ok {
+			c.Canaries = append(c.Canaries, topic)
+		}
+	}
+	return c
 }
 
 // validUpstream refuses what would carry a key in the URL.

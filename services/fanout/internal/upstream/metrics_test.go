@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
@@ -13,7 +14,7 @@ import (
 func TestMetrics(t *testing.T) {
 	tel := telemetry.Discard()
 	r := router.New("stocks", 1<<20)
-	u := New("ws://localhost", "", r, tel.Logger)
+	u := New(Config{URL: "ws://localhost", KeyFile: ""}, r, tel.Logger)
 	if err := Observe(tel.Meter("test"), []*Upstream{u}); err != nil {
 		t.Fatal(err)
 	}
@@ -21,6 +22,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.lost[CauseKicked].Add(2)
+	u.silenceLimit.Store(int64(3500 * time.Millisecond))
 	answer := httptest.NewRecorder()
 	tel.MetricsHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, want := range []string{
@@ -28,6 +30,8 @@ func TestMetrics(t *testing.T) {
 		`relay_fanout_upstream_last_message_timestamp_seconds{market="stocks"} 0`,
 		`relay_fanout_upstream_disconnects_total{cause="kicked",market="stocks"} 2`,
 		`relay_fanout_upstream_disconnects_total{cause="slow",market="stocks"} 0`,
+		`relay_fanout_upstream_disconnects_total{cause="stalled",market="stocks"} 0`,
+		`relay_fanout_upstream_silence_limit_seconds{market="stocks"} 3.5`,
 		`relay_fanout_malformed_total{market="stocks",reason="syntax"} 0`,
 		`relay_fanout_events_total{ev="T",market="stocks"} 0`,
 		`relay_fanout_events_total{ev="other",market="stocks"} 0`,

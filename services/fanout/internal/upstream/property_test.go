@@ -9,13 +9,16 @@ import (
 	"pgregory.net/rapid"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 )
 
 // vendor is a Host with a vendor behind it, who answers when told to.
 type vendor struct {
-	t       *rapid.T
-	session *Session
-	now     time.Time
+	t        *rapid.T
+	session  *Session
+	hours    calendar.Hours
+	now      time.Time
+	lastData time.Time
 
 	dialing, connected, closing bool
 	answers                     [][2]string // statuses on their way
@@ -71,6 +74,14 @@ func (v *vendor) State(state State, downSince time.Time) {
 	v.state = state
 }
 
+func (v *vendor) Stalled(silence, next time.Duration) {
+	part, _ := v.hours(v.now)
+	v.must(part != calendar.Closed, "a stall without trading")
+	v.must(v.connected && !v.closing, "a stall without a connection")
+	v.must(silence >= silenceLeast && v.now.Sub(v.lastData) >= silenceLeast, "a stall right after an event")
+	v.must(silenceMost <= next && next <= stallMost, "waits too little or too much for the next stall")
+}
+
 func (v *vendor) Lost(cause Cause) { v.must(cause != CauseNone, "lost without a cause") }
 
 func (v *vendor) Problem(topics []string, problem feedv1.TopicProblem) {
@@ -120,8 +131,19 @@ func (v *vendor) answer() {
 	v.session.Status(v.now, a[0], a[1])
 }
 
-// settle lets everything go well until nothing is left to do.
+// data sends an event.
+func (v *vendor) data() {
+	v.lastData = v.now
+	v.session.Frame(v.now, true, 0)
+	if !v.holding {
+		v.session.Events(v.now)
+	}
+}
+
+// settle lets everything go well until nothing is left to do, or for as long as
+// anything lasts while there is trading.
 func (v *vendor) settle() {
+	end := v.now.Add(5 * time.Minute)
 	for range 10_000 {
 		switch {
 		case v.closing:
@@ -132,16 +154,29 @@ func (v *vendor) settle() {
 			v.answer()
 		default:
 			deadline := v.session.Deadline()
-			if deadline.IsZero() {
+			if deadline.IsZero() || deadline.After(end) {
 				return
 			}
 			if deadline.After(v.now) {
 				v.now = deadline
 			}
 			v.session.Tick(v.now)
+			if v.connected && !v.closing {
+				v.data()
+			}
 		}
 	}
 	v.t.Fatal("never settles")
+}
+
+// intervals trades for ten minutes and then pauses for ten.
+func intervals(t time.Time) (calendar.Part, time.Time) {
+	begin := t.Truncate(10 * time.Minute)
+	part := calendar.Closed
+	if begin.Minute()%20 == 0 {
+		part = calendar.Regular
+	}
+	return part, begin.Add(10 * time.Minute)
 }
 
 // TestSession: whatever happens, there is never a second connection, each outage
@@ -151,8 +186,10 @@ func TestSession(t *testing.T) {
 	topics := []string{"T.A", "T.B", "T.*", "Q.A", "Q.*", "NOI.A", "NOI.*"}
 	causes := []Cause{CauseSlow, CauseClosed, CauseEOF, CauseError, CauseTimeout}
 	rapid.Check(t, func(t *rapid.T) {
-		v := &vendor{t: t, now: t0, holding: true, problems: map[string]bool{}}
-		v.session = NewSession(v, func() float64 { return rapid.Float64Range(0, 0.999).Draw(t, "random") })
+		hours := rapid.SampledFrom([]calendar.Hours{calendar.Never, calendar.Always, intervals}).Draw(t, "hours")
+		canaries := rapid.SampledFrom([][]string{nil, {"T.C"}}).Draw(t, "canaries")
+		v := &vendor{t: t, hours: hours, now: t0, holding: true, problems: map[string]bool{}}
+		v.session = NewSession(v, func() float64 { return rapid.Float64Range(0, 0.999).Draw(t, "random") }, hours, canaries)
 		wanted := map[string]bool{}
 		v.session.Start(v.now, nil)
 		topic := rapid.SampledFrom(topics)
@@ -209,9 +246,15 @@ func TestSession(t *testing.T) {
 				if !v.connected {
 					t.Skip()
 				}
-				v.session.Frame(v.now, true, 0)
-				if !v.holding {
-					v.session.Events(v.now)
+				v.data()
+			},
+			"flow": func(t *rapid.T) {
+				for range rapid.IntRange(1, 100).Draw(t, "seconds") {
+					if v.connected && !v.closing {
+						v.data()
+					}
+					v.now = v.now.Add(time.Second)
+					v.session.Tick(v.now)
 				}
 			},
 			"pass": func(t *rapid.T) {
@@ -233,6 +276,9 @@ func TestSession(t *testing.T) {
 					default:
 						v.must(v.subscribed[name] == wanted[name], "wanted or subscribed alone: "+name)
 					}
+				}
+				for _, name := range canaries {
+					v.must(v.subscribed[name] != wanted["T.*"], "the canary")
 				}
 			},
 		})

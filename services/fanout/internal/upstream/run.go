@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -36,8 +35,8 @@ type run struct {
 	client   *http.Client
 	wake     chan struct{} // holds a token while the loop has something to do; never closed
 
-	lingerUntil atomic.Int64                // see lingering; of the present socket
-	tcp         atomic.Pointer[net.TCPConn] // of the present socket
+	lingerUntil atomic.Int64              // see lingering; of the present socket
+	conn        atomic.Pointer[lingering] // of the present socket
 
 	// Owned by the loop; not thread-safe.
 	key secret.Secret // of the present connection
@@ -67,7 +66,7 @@ type note struct {
 
 func newRun(u *Upstream, client *http.Client) *run {
 	r := &run{upstream: u, client: client, wake: make(chan struct{}, 1), holding: true}
-	r.session = NewSession(r, rand.Float64)
+	r.session = NewSession(r, rand.Float64, u.config.Hours, u.config.Canaries)
 	return r
 }
 
@@ -145,6 +144,7 @@ func (r *run) input(f func(now time.Time)) {
 	r.now = time.Now()
 	f(r.now)
 	r.upstream.router.Unacknowledged(r.session.Unacknowledged())
+	r.upstream.silenceLimit.Store(int64(r.session.SilenceLimit()))
 }
 
 func (r *run) signal() {
@@ -166,7 +166,7 @@ func (r *run) socketEnded() <-chan struct{} {
 }
 
 func (r *run) dial(ctx context.Context) {
-	key, err := secret.Read(r.upstream.keyFile)
+	key, err := secret.Read(r.upstream.config.KeyFile)
 	if err != nil {
 		r.dialFailed(CauseKey, err)
 		return
@@ -419,6 +419,12 @@ func (r *run) State(state State, downSince time.Time) {
 		attrs = append(attrs, slog.Time("down_since", downSince))
 	}
 	r.noteLocked(slog.LevelInfo, "upstream state", attrs...)
+}
+
+// Stalled implements Host.
+func (r *run) Stalled(silence, next time.Duration) {
+	r.noteLocked(slog.LevelWarn, "upstream stalled: it answers, but sends no events; connecting anew",
+		slog.Duration("silence", silence), slog.Duration("next_limit", next))
 }
 
 // Lost implements Host.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 )
 
 // The times of a session. Those of the vendor's protocol have no documented
@@ -58,12 +59,13 @@ const (
 	CauseEOF            // end of the connection without a close frame
 	CauseError          // reset, or a broken frame
 	CauseTimeout        // no answer, or no pong
+	CauseStalled        // pongs, but no events where they were to be expected
 	CauseStopped        // we do not lead any more
 	causeEnd
 )
 
 var causeNames = [causeEnd]string{
-	"none", "dial", "key", "rejected", "kicked", "slow", "closed", "eof", "error", "timeout", "stopped",
+	"none", "dial", "key", "rejected", "kicked", "slow", "closed", "eof", "error", "timeout", "stalled", "stopped",
 }
 
 // String is the metric label.
@@ -100,6 +102,9 @@ type Host interface {
 	// State tells of a change of state. downSince is when events may have begun
 	// to be missing, zero if live or never live.
 	State(state State, downSince time.Time)
+	// Stalled tells that the connection is about to be closed for a silence, and
+	// which silence counts as a stall on the next one.
+	Stalled(silence, next time.Duration)
 	// Lost counts the end of a connection or of the attempt to make one.
 	Lost(cause Cause)
 	// Problem tells what is wrong with topics; TOPIC_PROBLEM_UNSPECIFIED:
@@ -123,15 +128,17 @@ const (
 // Session is the conversation with the vendor during one epoch of a market: it
 // connects, authenticates, subscribes what is wanted, and does it all again
 // after a loss, of which it tells one gap each. It does no I/O and has no clock:
-// time and inputs are arguments, and what it wants is asked of its Host. Not
-// safe for concurrent use.
+// time and inputs are arguments, and what it wants is asked of its Host. It also
+// ends a connection that has fallen silent (see watch). Not safe for concurrent
+// use.
 //
 // A gap begins before the last sign of life, or before the loss if the connection
 // was intact until its end: by half a second and by as much as the last event
 // was late, for what was behind it is as old. It ends, and events
 // held since are forwarded, when all subscriptions are acknowledged again, or
 // when half a second has passed without an acknowledgement, three seconds after
-// they were sent at the latest. One that comes later makes a gap of its own, and
+// they were sent at the latest; that of a stall not before an event has come, or
+// trading has ended. One that comes later makes a gap of its own, and
 // so does a malformed frame, once a second at most.
 type Session struct {
 	// Static after construction.
@@ -159,16 +166,27 @@ type Session struct {
 	lateAcked bool          // such an ack has come, and its gap has not been told
 	faultFrom time.Time     // begin of the gap that malformed frames made, not told yet; zero: none
 	faultTold time.Time     // when one was told last
+	look      time.Time     // phaseOpen: when to look for a stall next
+	watch     watch
 	topics    topics
 }
 
 // NewSession makes the session of an epoch. random gives numbers in [0,1).
-func NewSession(host Host, random func() float64) *Session {
-	return &Session{host: host, random: random, topics: newTopics()}
+// Canaries are topics that are never silent in regular trading: the session
+// subscribes them for itself.
+func NewSession(host Host, random func() float64, hours calendar.Hours, canaries []string) *Session {
+	s := &Session{host: host, random: random, topics: newTopics(), watch: watch{hours: hours}}
+	for _, name := range canaries {
+		t := s.topics.topic(name)
+		t.canary = true
+		s.topics.canaries = append(s.topics.canaries, t)
+	}
+	return s
 }
 
 // Start is the first input: the whole interest.
 func (s *Session) Start(now time.Time, interest []string) {
+	s.watch.enter(now)
 	s.Add(now, interest)
 	s.dial()
 }
@@ -228,7 +246,14 @@ func (s *Session) Closed(now time.Time, cause Cause) {
 func (s *Session) Frame(now time.Time, data bool, lag time.Duration) {
 	s.beforeIt, s.lastAlive = s.lastAlive, now
 	if data {
+		if s.mute() {
+			s.watch.resume(now)
+		}
 		s.lastData, s.lag = now, lag
+		s.watch.event(now)
+		if s.watch.stalls > 0 { // it may have been what the end of a gap waits for
+			s.goLive(now, !now.Before(s.settle))
+		}
 	}
 }
 
@@ -294,7 +319,7 @@ func (s *Session) Status(now time.Time, status, message string) {
 	case "success":
 		if list, ok := strings.CutPrefix(message, "subscribed to:"); ok && s.phase == phaseOpen {
 			for name := range strings.SplitSeq(list, ",") {
-				s.acked(strings.TrimSpace(name))
+				s.acked(now, strings.TrimSpace(name))
 			}
 			s.flush()
 			s.settle = earlier(now.Add(settleWait), s.settleEnd)
@@ -339,10 +364,14 @@ func (s *Session) Deadline() time.Time {
 	case phaseWaiting, phaseGreeting, phaseSigning:
 		sooner(s.until)
 	case phaseOpen:
-		if !s.live {
+		if !s.live && !s.mute() {
 			sooner(s.settle)
-		} else if !s.faultFrom.IsZero() {
+		}
+		if s.live && !s.faultFrom.IsZero() {
 			sooner(s.faultDue())
+		}
+		if at := s.silenceDue(); !at.IsZero() {
+			sooner(at)
 		}
 	case phaseStopped:
 		return time.Time{}
@@ -365,12 +394,14 @@ func (s *Session) Tick(now time.Time) {
 			s.close(now, CauseTimeout)
 		}
 	}
+	s.watch.turn(now)
 	s.unlinger(now)
 	if s.phase == phaseOpen {
 		s.overdue(now)
 		s.flush()
 		s.goLive(now, !now.Before(s.settle))
 		s.tellFault(now)
+		s.lookForStall(now)
 	}
 }
 
@@ -390,6 +421,9 @@ func (s *Session) dial() {
 func (s *Session) open(now time.Time) {
 	s.phase = phaseOpen
 	s.settle, s.settleEnd = now.Add(settleWait), now.Add(ackWait)
+	s.look = now.Add(lookEvery)
+	s.watch.turn(now)
+	s.watch.resume(now)
 	s.subscribeAll(now)
 	s.flush()
 	s.goLive(now, false)
@@ -397,10 +431,11 @@ func (s *Session) open(now time.Time) {
 
 // goLive ends the gap once all subscriptions are acknowledged, or at once.
 func (s *Session) goLive(now time.Time, atOnce bool) {
-	if s.phase != phaseOpen || s.live || s.topics.unacked > 0 && !atOnce {
+	if s.phase != phaseOpen || s.live || s.mute() || s.topics.unacked > 0 && !atOnce {
 		return
 	}
 	s.live, s.liveSince = true, now
+	s.watch.resume(now)
 	s.lateSince = time.Time{}
 	if s.topics.unacked > 0 {
 		s.lateSince = now
@@ -412,6 +447,10 @@ func (s *Session) goLive(now time.Time, atOnce bool) {
 	}
 	s.host.Release()
 	s.setState(StateLive)
+	for _, t := range s.topics.canaries {
+		s.ensure(now, t)
+	}
+	s.flush()
 }
 
 // close ends the connection from our side.
@@ -425,9 +464,13 @@ func (s *Session) close(now time.Time, cause Cause) {
 // lose notes that no event comes any more: the gap begins unless one lasts.
 func (s *Session) lose(now time.Time, cause Cause) {
 	if s.phase == phaseOpen && s.downSince.IsZero() {
-		s.downSince = s.complete(s.lastAlive)
-		if cause.intact() {
+		switch {
+		case cause == CauseStalled:
+			s.downSince = s.complete(s.silentSince())
+		case cause.intact():
 			s.downSince = s.complete(now)
+		default:
+			s.downSince = s.complete(s.lastAlive)
 		}
 		if s.live {
 			s.host.Hold()
@@ -464,6 +507,8 @@ func (s *Session) ended(now time.Time, cause Cause) {
 		s.until = now.Add(refusedWait)
 	case CauseKicked:
 		s.until = now.Add(kickedWait)
+	case CauseStalled: // it is the next stall that is waited for longer
+		s.until = now
 	default:
 		s.until = now.Add(s.backoff())
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 )
 
 var t0 = time.Date(2026, 11, 20, 14, 30, 0, 0, time.UTC)
@@ -37,6 +38,8 @@ func (h *recorder) State(state State, downSince time.Time) {
 	}
 	h.note("state %v since %v", state, downSince.Sub(t0))
 }
+func (h *recorder) Stalled(silence, next time.Duration) { h.note("stalled %v %v", silence, next) }
+
 func (h *recorder) Lost(cause Cause) { h.note("lost %v", cause) }
 
 func (h *recorder) Problem(topics []string, problem feedv1.TopicProblem) {
@@ -62,7 +65,7 @@ type script struct {
 
 func newScript(t *testing.T) *script {
 	s := &script{T: t, host: &recorder{}, now: t0, random: 0.5}
-	s.session = NewSession(s.host, func() float64 { return s.random })
+	s.session = NewSession(s.host, func() float64 { return s.random }, calendar.Never, nil)
 	return s
 }
 
@@ -672,4 +675,17 @@ func TestCommandsAreBounded(t *testing.T) {
 	if len(commands("subscribe", nil)) > 0 {
 		t.Error("a message without topics")
 	}
+}
+
+// TestFailedTopicIsUnsubscribed: the vendor may serve what it has never
+// acknowledged, and would send its events twice beside a wildcard.
+func TestFailedTopicIsUnsubscribed(t *testing.T) {
+	s := newScript(t)
+	s.open("T.A")
+	s.pass(time.Minute)
+	s.host.said = nil
+	s.session.Add(s.now, []string{"T.*"})
+	s.expect("subscribe T.*")
+	s.ack("T.*")
+	s.expect("problem [T.A] UNSPECIFIED", "unsubscribe T.A")
 }

@@ -206,7 +206,7 @@ func (k *socket) hangUp() Cause {
 		k.run.lingerUntil.Store(time.Now().Add(patience).UnixNano())
 		late := time.AfterFunc(patience, func() {
 			k.cutOff()
-			_ = k.run.tcp.Load().Close() // what the library waits for by itself ends with it
+			_ = k.run.conn.Load().halfCloser.Close() // what the library waits for by itself ends with it
 		})
 		_ = k.conn.Close(websocket.StatusNormalClosure, "")
 		late.Stop()
@@ -219,10 +219,17 @@ func (k *socket) hangUp() Cause {
 	return k.cause
 }
 
+// halfCloser is a connection whose own side can be closed alone, as one of TCP.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // lingering is a TCP connection whose Close waits for the end of the other side,
 // so that what counts connections there has seen this one go.
 type lingering struct {
-	*net.TCPConn
+	halfCloser
+
 	until *atomic.Int64 // unix nanoseconds; Close waits no longer
 }
 
@@ -230,7 +237,7 @@ type lingering struct {
 func (c *lingering) Close() error {
 	until := time.Unix(0, c.until.Load())
 	if time.Now().Before(until) && c.CloseWrite() == nil && c.SetReadDeadline(until) == nil {
-		_, _ = io.Copy(io.Discard, c.TCPConn) // no end in time is an end, too
+		_, _ = io.Copy(io.Discard, c.halfCloser) // no end in time is an end, too
 	}
-	return c.TCPConn.Close()
+	return c.halfCloser.Close()
 }

@@ -23,6 +23,7 @@ type topic struct {
 	kind      *kind
 	phase     topicPhase
 	wanted    bool
+	canary    bool      // subscribed for the session itself once it is live
 	attempt   int       // subscribes sent
 	firstSent time.Time // of them
 	wait      uint64    // number of the newest entry in topics.waits
@@ -58,7 +59,8 @@ type timer struct {
 type topics struct {
 	byName        map[string]*topic
 	kinds         map[string]*kind
-	unacked       int // topics in topicPending
+	canaries      []*topic // static after construction
+	unacked       int      // topics in topicPending
 	waits         []timer
 	lingers       []timer
 	timers        uint64 // made
@@ -84,7 +86,7 @@ func (ts *topics) forget() {
 // markLate notes what waits for its ack while events begin to flow.
 func (ts *topics) markLate() {
 	for _, t := range ts.byName {
-		t.late = t.phase == topicPending
+		t.late = t.phase == topicPending && t.wanted
 	}
 }
 
@@ -100,24 +102,32 @@ func (ts *topics) deadline() time.Time {
 	return at
 }
 
-func (s *Session) add(now time.Time, name string) {
-	ts := &s.topics
-	t := ts.byName[name]
-	if t == nil {
-		prefix, ticker, _ := strings.Cut(name, ".")
-		k := ts.kinds[prefix]
-		if k == nil {
-			k = &kind{exact: make(map[string]*topic)}
-			ts.kinds[prefix] = k
-		}
-		t = &topic{name: name, kind: k}
-		ts.byName[name] = t
-		if ticker == "*" {
-			k.wildcard = t
-		} else {
-			k.exact[name] = t
-		}
+// topic finds a topic, or makes it.
+func (ts *topics) topic(name string) *topic {
+	if t := ts.byName[name]; t != nil {
+		return t
 	}
+	prefix, ticker, _ := strings.Cut(name, ".")
+	k := ts.kinds[prefix]
+	if k == nil {
+		k = &kind{exact: make(map[string]*topic)}
+		ts.kinds[prefix] = k
+	}
+	t := &topic{name: name, kind: k}
+	ts.byName[name] = t
+	if ticker == "*" {
+		k.wildcard = t
+	} else {
+		k.exact[name] = t
+	}
+	return t
+}
+
+func (s *Session) add(now time.Time, name string) {
+	if len(s.topics.byName) == 0 {
+		s.watch.forget(now)
+	}
+	t := s.topics.topic(name)
 	t.wanted = true
 	s.ensure(now, t)
 }
@@ -136,7 +146,7 @@ func (s *Session) remove(now time.Time, name string) {
 
 // ensure subscribes a topic unless it is, or need not be.
 func (s *Session) ensure(now time.Time, t *topic) {
-	if s.phase != phaseOpen || !t.wanted || t.phase != topicOff || t != t.kind.wildcard && t.kind.covers() {
+	if s.phase != phaseOpen || !t.wanted && !s.canaryDue(t) || t.phase != topicOff || t != t.kind.wildcard && t.kind.covers() {
 		return
 	}
 	t.phase = topicPending
@@ -178,7 +188,7 @@ func (s *Session) cancel(t *topic) {
 	case topicPending:
 		s.topics.unacked--
 		s.topics.unsubscribe = append(s.topics.unsubscribe, t.name)
-	case topicAcked:
+	case topicAcked, topicFailed:
 		s.topics.unsubscribe = append(s.topics.unsubscribe, t.name)
 	}
 	t.phase, t.late = topicOff, false
@@ -194,7 +204,7 @@ func (s *Session) solved(t *topic) {
 }
 
 // acked credits the vendor's word to a topic.
-func (s *Session) acked(name string) {
+func (s *Session) acked(now time.Time, name string) {
 	t := s.topics.byName[name]
 	if t == nil {
 		return
@@ -206,7 +216,11 @@ func (s *Session) acked(name string) {
 	default:
 		return
 	}
+	canary := s.topics.canaryServed()
 	t.phase = topicAcked
+	if !canary && s.topics.canaryServed() {
+		s.watch.resume(now)
+	}
 	s.lateAcked = s.lateAcked || t.late
 	t.late = false
 	s.solved(t)
@@ -261,12 +275,13 @@ func (s *Session) unlinger(now time.Time) {
 		l := ts.lingers[0]
 		ts.lingers = ts.lingers[1:]
 		t := l.topic
-		if t.wanted || t.linger != l.number {
+		if t.wanted || t.canary || t.linger != l.number {
 			continue
 		}
 		s.cancel(t)
 		delete(ts.byName, t.name)
 		k := t.kind
+		s.watch.leave(now, len(ts.byName), t == k.wildcard)
 		if t == k.wildcard {
 			k.wildcard = nil
 			s.ensureExact(now, k)

@@ -1,6 +1,8 @@
 // Package upstream holds the conversation with the vendor: one WebSocket of a
 // market, for as long as the process leads it. The conversation itself is
 // Session, a state machine without I/O; Upstream gives it a socket and a clock.
+// Whether the connection works is judged twice: by pings, at all hours, and by
+// its events, while there is trading.
 //
 // Per market and leadership there is one loop (the caller of Run) and, while a
 // socket is open, one goroutine that reads it, one that writes and one that
@@ -25,6 +27,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
 )
@@ -36,16 +39,26 @@ const CloseWait = 2 * time.Second
 // Upstream is the upstream of one market.
 type Upstream struct {
 	// Static after construction.
-	url     string
-	keyFile string
-	router  *router.Router
-	log     *slog.Logger
-	times   times
+	url    string // of the market
+	config Config
+	router *router.Router
+	log    *slog.Logger
+	times  times
+	dial   func(ctx context.Context, network, address string) (net.Conn, error) // gives a halfCloser
 
-	state       atomic.Uint32 // State
-	lastMessage atomic.Int64  // unix nanoseconds of the last frame; 0: none yet
-	lost        [causeEnd]atomic.Uint64
-	malformed   []atomic.Uint64 // by router.Fault
+	state        atomic.Uint32 // State
+	lastMessage  atomic.Int64  // unix nanoseconds of the last frame; 0: none yet
+	lost         [causeEnd]atomic.Uint64
+	malformed    []atomic.Uint64 // by router.Fault
+	silenceLimit atomic.Int64    // nanoseconds; see Session.SilenceLimit
+}
+
+// Config says where the vendor is and what is expected of it.
+type Config struct {
+	URL      string         // ws or wss; the market is appended as its last path element
+	KeyFile  string         // with the vendor's key, read at each connection
+	Hours    calendar.Hours // of trading, outside of which silence means nothing
+	Canaries []string       // topics that are never silent in regular trading
 }
 
 // times are the waits of the socket.
@@ -57,14 +70,13 @@ type times struct {
 	hangUp    time.Duration // for the vendor's end of a connection that we close
 }
 
-// New makes the upstream of the router's market. The market is appended to url
-// as its last path element; keyFile is read at each connection.
-func New(url, keyFile string, r *router.Router, log *slog.Logger) *Upstream {
+// New makes the upstream of the router's market.
+func New(c Config, r *router.Router, log *slog.Logger) *Upstream {
 	return &Upstream{
-		url:     strings.TrimRight(url, "/") + "/" + r.Market(),
-		keyFile: keyFile,
-		router:  r,
-		log:     log.With(slog.String("component", "upstream"), slog.String("market", r.Market())),
+		url:    strings.TrimRight(c.URL, "/") + "/" + r.Market(),
+		config: c,
+		router: r,
+		log:    log.With(slog.String("component", "upstream"), slog.String("market", r.Market())),
 		times: times{
 			dial:      10 * time.Second,
 			write:     10 * time.Second,
@@ -72,6 +84,7 @@ func New(url, keyFile string, r *router.Router, log *slog.Logger) *Upstream {
 			pingWait:  10 * time.Second,
 			hangUp:    CloseWait,
 		},
+		dial:      http.DefaultTransport.(*http.Transport).DialContext,
 		malformed: make([]atomic.Uint64, len(router.AllFaults())),
 	}
 }
@@ -85,15 +98,14 @@ func (u *Upstream) Run(ctx context.Context, epoch leader.Epoch) error {
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	})
-	dial := transport.DialContext
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := dial(ctx, network, address)
+		conn, err := u.dial(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
-		tcp := conn.(*net.TCPConn)
-		r.tcp.Store(tcp)
-		return &lingering{TCPConn: tcp, until: &r.lingerUntil}, nil
+		l := &lingering{halfCloser: conn.(halfCloser), until: &r.lingerUntil}
+		r.conn.Store(l)
+		return l, nil
 	}
 	r.lead(ctx, epoch)
 	return nil
@@ -107,9 +119,11 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 		metric.WithDescription("When the last frame of the upstream came, in Unix time; 0: none yet."))
 	lost, err3 := meter.Int64ObservableCounter("relay_fanout_upstream_disconnects_total",
 		metric.WithDescription("Ends of upstream connections, and attempts that made none, by cause."))
+	limit, err5 := meter.Float64ObservableGauge("relay_fanout_upstream_silence_limit_seconds",
+		metric.WithDescription("The silence of the upstream that counts as a stall; 0: none does. After stall upon stall it grows from 10 to 300."))
 	malformed, err4 := meter.Int64ObservableCounter("relay_fanout_malformed_total",
 		metric.WithDescription("Upstream frames, rests of frames, and events dropped as malformed, by reason."))
-	for _, err := range []error{err1, err2, err3, err4} {
+	for _, err := range []error{err1, err2, err3, err4, err5} {
 		if err != nil {
 			return fmt.Errorf("upstream: metrics: %w", err)
 		}
@@ -119,6 +133,7 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 			market := attribute.String("market", u.router.Market())
 			o.ObserveInt64(state, int64(u.state.Load()), metric.WithAttributes(market))
 			o.ObserveFloat64(last, float64(u.lastMessage.Load())/1e9, metric.WithAttributes(market))
+			o.ObserveFloat64(limit, time.Duration(u.silenceLimit.Load()).Seconds(), metric.WithAttributes(market))
 			for cause := CauseNone + 1; cause < causeEnd; cause++ {
 				o.ObserveInt64(lost, int64(u.lost[cause].Load()),
 					metric.WithAttributes(market, attribute.String("cause", cause.String())))
@@ -129,7 +144,7 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 			}
 		}
 		return nil
-	}, state, last, lost, malformed)
+	}, state, last, lost, malformed, limit)
 	if err != nil {
 		return fmt.Errorf("upstream: metrics: %w", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
+	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
 )
@@ -222,7 +223,7 @@ func start(t *testing.T, adjust func(*times), topics ...string) *fixture {
 	f.want(topics...)
 	f.edge.Start(time.Now())
 	logger := slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f.upstream = New(f.url, f.keyFile, f.router, logger)
+	f.upstream = New(Config{URL: f.url, KeyFile: f.keyFile, Hours: calendar.Never}, f.router, logger)
 	if adjust != nil {
 		adjust(&f.upstream.times)
 	}
