@@ -35,6 +35,6 @@ func (b backend) Acquire(ctx context.Context, p principal.Principal, o engine.Ow
 func (b backend) Fence() { b.locks.Fence() }
 
 // Probe implements engine.Backend.
-func (b backend) Probe(ctx context.Context, p principal.Principal) bool {
+func (b backend) Probe(ctx context.Context, p principal.Principal) dialect.Reason {
 	return b.locks.Probe(ctx, p.UserID)
 }

@@ -30,7 +30,7 @@ type Options struct {
 	QueueAge       time.Duration `name:"queue-age" default:"5s" help:"How long the oldest of these bytes may wait; after 1s the client is warned, after this closed with 1008."`
 	UpstreamGrace  time.Duration `name:"upstream-grace" default:"0s" help:"Close sockets (1011) of a market whose upstream has been gone for longer. 0: never; clients are told of the gap."`
 	DrainWindow    time.Duration `name:"drain-window" default:"10s" help:"Time over which the closes (1012) are spread when the edge stops."`
-	LockGrace      time.Duration `name:"lock-grace" default:"0s" help:"How long sockets live on after the end of their locks (some 10 to 14 s after the last answer of Redis) while Redis does not answer. Another edge that reaches Redis may then accept a second connection of a user for as long."`
+	LockGrace      time.Duration `name:"lock-grace" default:"0s" help:"How long sockets live on after the end of their locks (9 to 14 s after the last answer of Redis) while Redis does not answer. Another edge that reaches Redis may then accept a second connection of a user for as long."`
 	EdgeID         string        `name:"edge-id" placeholder:"NAME" help:"Name of this edge, unique among live ones. Empty: the host's name and random digits."`
 
 	AuthAddress   string          `name:"auth-address" placeholder:"HOST:PORT" required:"" help:"Address of the auth service."`

@@ -81,6 +81,7 @@ var closeTexts = map[string]string{
 	"the API key has expired or was revoked":                      "credential_expired",
 	"authentication timeout":                                      "credential_timeout",
 	"this user already has an active connection":                  "duplicate_connection",
+	"an earlier connection of this user has not ended yet":        "holder_silent",
 	"another connection of this user took over":                   "lock_lost",
 	"protocol error":                                              "protocol_error",
 	"only text messages are supported":                            "unsupported_data",

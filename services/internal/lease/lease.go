@@ -40,7 +40,7 @@
 // nothing as long as the counter is kept. Epochs are below 2^53.
 //
 // Only GET, SET, PEXPIRE, PTTL, DEL, EVALSHA and EVAL on relay:lease:* are needed,
-// and INFO. Redis must not evict keys without a TTL.
+// HELLO, CLIENT SETNAME and INFO, and in a Cluster CLUSTER SLOTS and COMMAND. Redis must not evict keys without a TTL.
 //
 // # Goroutines
 //

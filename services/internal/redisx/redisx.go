@@ -34,7 +34,10 @@ import (
 
 const (
 	poolTimeout = 250 * time.Millisecond
-	bufferSize  = 4 << 10 // of a connection that has no pipelines
+	// reloadInterval is how old what is known of a Cluster's slots may be: a node that
+	// has died tells nobody who took its place.
+	reloadInterval = time.Second
+	bufferSize     = 4 << 10 // of a connection that has no pipelines
 )
 
 // Options say where Redis is.
@@ -147,6 +150,7 @@ func connectTo(o Options, u *redis.UniversalOptions) *Client {
 		c.UniversalClient = redis.NewFailoverClient(u.Failover())
 	case len(o.Address) > 1:
 		cluster := u.Cluster()
+		cluster.ClusterStateReloadInterval = reloadInterval
 		cluster.NewClient = func(node *redis.Options) *redis.Client {
 			node.OnConnect = c.generations.onConnect(node.Addr)
 			return redis.NewClient(node)

@@ -100,7 +100,9 @@ func (*everyone) Authenticate(context.Context, string, secret.Secret) (principal
 	return principal.Principal{UserID: "u"}, dialect.OK
 }
 
-func (*everyone) Probe(context.Context, principal.Principal) bool { return false }
+func (*everyone) Probe(context.Context, principal.Principal) dialect.Reason {
+	return dialect.DuplicateConnection
+}
 
 func (e *everyone) Acquire(_ context.Context, _ principal.Principal, o engine.Owner) (engine.Lock, dialect.Reason) {
 	return lock{e.engine, o}, dialect.OK

@@ -39,6 +39,7 @@ const (
 
 	// Refused after the upgrade, or ended: the lock and what we depend on.
 	DuplicateConnection
+	HolderSilent // the lock is held, and nobody answers for its holder
 	LockLost
 	LockUnavailable
 	AuthUnavailable
@@ -90,6 +91,7 @@ var reasonNames = [reasonEnd]string{
 	StreamNotConfigured: "stream_not_configured",
 	CredentialExpired:   "credential_expired",
 	DuplicateConnection: "duplicate_connection",
+	HolderSilent:        "holder_silent",
 	LockLost:            "lock_lost",
 	LockUnavailable:     "lock_unavailable",
 	AuthUnavailable:     "auth_unavailable",

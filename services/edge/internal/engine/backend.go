@@ -30,8 +30,9 @@ type Backend interface {
 	// taken.
 	Acquire(ctx context.Context, p principal.Principal, o Owner) (Lock, dialect.Reason)
 	// Probe asks whether the connection that has the lock of the principal's user
-	// still lives, wherever it is, and reports whether Acquire may succeed now.
-	Probe(ctx context.Context, p principal.Principal) bool
+	// still lives, wherever it is. OK: Acquire may succeed now; DuplicateConnection:
+	// it lives, or cannot be asked; HolderSilent: its edge does not answer.
+	Probe(ctx context.Context, p principal.Principal) dialect.Reason
 	// Fence calls Engine.Lost for the locks that have ended by now. Shards call it
 	// in each round before they deliver: the process may have stood still.
 	Fence()
@@ -144,8 +145,11 @@ func (e *Engine) acquire(c *connection, p principal.Principal) {
 	}
 	e.call(c, func(ctx context.Context) input {
 		in := takeTurn(ctx, e.acquisitions, acquireWait, try)
-		if in.reason == dialect.DuplicateConnection && e.backend.Probe(ctx, p) {
-			in = takeTurn(ctx, e.acquisitions, acquireWait, try)
+		if in.reason == dialect.DuplicateConnection {
+			in.reason = e.backend.Probe(ctx, p)
+			if in.reason == dialect.OK {
+				in = takeTurn(ctx, e.acquisitions, acquireWait, try)
+			}
 		}
 		return in
 	})

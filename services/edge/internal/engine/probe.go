@@ -17,7 +17,8 @@ const (
 // wait for the same answer.
 type probe struct {
 	answers []func(alive bool) // of those who ask; none: it lives
-	until   int64              // ns of the shard's clock; 0: it does not, and the connection ends
+	begun   time.Time
+	until   int64 // ns of the shard's clock; 0: it does not, and the connection ends
 }
 
 // due is when the time of a probe ends; 0: never.
@@ -63,7 +64,7 @@ func (c *connection) probe(answer func(alive bool)) {
 			answer(true)
 			return
 		}
-		a.probe = &probe{until: c.shard.clock() + int64(probeWait)}
+		a.probe = &probe{begun: c.shard.now, until: c.shard.clock() + int64(probeWait)}
 		c.transport().stirred() // what counts comes from here on
 		c.ping()
 	}
@@ -104,6 +105,8 @@ func (c *connection) probed() {
 		c.aside.probe = nil
 	case c.transport().stirred():
 		c.alive()
+	case c.shard.resumed.After(p.begun): // this process stood still: the pong may be unread
+		p.begun, p.until = c.shard.now, c.shard.clock()+int64(probeWait)
 	default:
 		p.until = 0
 		c.unanswered()

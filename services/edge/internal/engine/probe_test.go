@@ -197,20 +197,21 @@ func TestProbeOfNobody(t *testing.T) {
 func TestRefusedConnectionProbesAndTriesAgain(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
-		free   bool
-		second dialect.Reason
+		first  dialect.Reason // of the probe
+		second dialect.Reason // of the second try
 		want   string
 		tries  int
 	}{
-		"dead":             {true, dialect.OK, "welcome", 2},
-		"alive":            {false, dialect.OK, "bye duplicate_connection", 1},
-		"dead, then taken": {true, dialect.DuplicateConnection, "bye duplicate_connection", 2},
-		"dead, then Redis": {true, dialect.LockUnavailable, "bye lock_unavailable", 2},
+		"dead":             {dialect.OK, dialect.OK, "welcome", 2},
+		"nobody answers":   {dialect.HolderSilent, dialect.OK, "bye holder_silent", 1},
+		"alive":            {dialect.DuplicateConnection, dialect.OK, "bye duplicate_connection", 1},
+		"dead, then taken": {dialect.OK, dialect.DuplicateConnection, "bye duplicate_connection", 2},
+		"dead, then Redis": {dialect.OK, dialect.LockUnavailable, "bye lock_unavailable", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				tries, answer := 0, make(chan bool)
+				tries, answer := 0, make(chan dialect.Reason)
 				backend := &anyone{}
 				backend.acquire = func(_ context.Context, o Owner) (Lock, dialect.Reason) {
 					tries++
@@ -222,7 +223,7 @@ func TestRefusedConnectionProbesAndTriesAgain(t *testing.T) {
 					}
 					return lock{engine: backend.engine, owner: o}, dialect.OK
 				}
-				backend.probe = func(context.Context) bool { return <-answer }
+				backend.probe = func(context.Context) dialect.Reason { return <-answer }
 				b := newBench(t, func(c *Config) { c.Backend, c.MaxHandshakes = backend, 1 })
 				backend.engine = b.shard.engine
 				b.dialect.policy.Exclusive = true
@@ -231,7 +232,7 @@ func TestRefusedConnectionProbesAndTriesAgain(t *testing.T) {
 				asked := tries
 				b.expect(b.connect(), "hello", "welcome") // the only turn is free
 				tries = asked
-				answer <- row.free
+				answer <- row.first
 				b.round()
 				if got := first.take(); got[0] != row.want || tries != row.tries {
 					t.Errorf("told %q after %d tries, want %q after %d", got, tries, row.want, row.tries)
@@ -252,9 +253,9 @@ func TestProbeEndsWithTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		backend := &anyone{
 			acquire: func(context.Context, Owner) (Lock, dialect.Reason) { return nil, dialect.DuplicateConnection },
-			probe: func(ctx context.Context) bool {
+			probe: func(ctx context.Context) dialect.Reason {
 				<-ctx.Done()
-				return false
+				return dialect.DuplicateConnection
 			},
 		}
 		b := newBench(t, func(c *Config) { c.Backend = backend })

@@ -179,7 +179,7 @@ type anyone struct {
 	authenticate func(ctx context.Context) (principal.Principal, dialect.Reason)
 	acquire      func(ctx context.Context, o Owner) (Lock, dialect.Reason)
 	fence        atomic.Pointer[func()]
-	probe        func(ctx context.Context) bool
+	probe        func(ctx context.Context) dialect.Reason
 }
 
 // lock is a lock that calls release when it is given back.
@@ -218,8 +218,11 @@ func (a *anyone) Fence() {
 	}
 }
 
-func (a *anyone) Probe(ctx context.Context, _ principal.Principal) bool {
-	return a.probe != nil && a.probe(ctx)
+func (a *anyone) Probe(ctx context.Context, _ principal.Principal) dialect.Reason {
+	if a.probe == nil {
+		return dialect.DuplicateConnection
+	}
+	return a.probe(ctx)
 }
 
 // rig is an engine of one market on real sockets.

@@ -178,7 +178,7 @@ func (m *Manager) done(t task, got []outcome) {
 			all = append(all, news{l, ev, l.unheld, l.machine.confirmed(m.timing)})
 		}
 	}
-	if t.op == opRefresh && (got[0] == refused || got[0] == unknown) {
+	if (t.op == opRefresh || t.op == opReacquire) && (got[0] == refused || got[0] == unknown) {
 		soon := max(now+firstRetry, m.onGrid(now+spread(lastRetry*8/10))) // within 1 s
 		b.refreshAt = min(b.refreshAt, soon)
 	}
@@ -233,7 +233,7 @@ func (m *Manager) take(b *bucket) task {
 
 // nextLocked is what the bucket has to do for a lease.
 func (l *Lease) nextLocked(now time.Duration) op {
-	if l.inLine {
+	if l.inLine || l.machine.state == acquiring { // the line's
 		return opNone
 	}
 	return l.machine.next(now, l.due)

@@ -3,8 +3,7 @@ package lock
 import "github.com/cutemarkets/relay/services/internal/redisx"
 
 const (
-	// All but a look at whether Redis is there goes by pipelines; a full one goes out
-	// by one write.
+	// All operations on locks go by pipelines; a full one goes out by one write.
 	pipelineReadBuffer  = 8 << 10
 	pipelineWriteBuffer = 48 << 10
 )

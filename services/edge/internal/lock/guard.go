@@ -28,9 +28,6 @@ type guard struct {
 	until time.Duration // newcomers are refused until then
 }
 
-// changed tells that Redis is another process than before.
-func (g *guard) changed(now time.Duration) trigger { return g.begin(now, generation) }
-
 // missing tells that a lock is missing whose lease is valid and was confirmed
 // last by a command sent at that time. noTrigger: the guard knows of that loss.
 func (g *guard) missing(now, confirmed time.Duration) trigger {
@@ -40,6 +37,7 @@ func (g *guard) missing(now, confirmed time.Duration) trigger {
 	return g.begin(now, vanished)
 }
 
+// begin tells of a loss.
 func (g *guard) begin(now time.Duration, t trigger) trigger {
 	g.since, g.until = now, now+guardTime
 	return t

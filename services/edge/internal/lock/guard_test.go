@@ -33,7 +33,7 @@ func TestGuard(t *testing.T) {
 			for n, in := range inputs {
 				var got trigger
 				if in.changed {
-					got = g.changed(in.at)
+					got = g.begin(in.at, generation)
 				} else {
 					got = g.missing(in.at, in.confirmed)
 				}

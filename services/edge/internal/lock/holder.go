@@ -29,17 +29,16 @@ func (m *Manager) Holder(ctx context.Context, user string) (Holder, bool, error)
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	key := string(appendKey(nil, bucketOf(user), user))
-	pipe := m.redis.Pipeline()
-	value, expires := pipe.Get(ctx, key), pipe.PTTL(ctx, key)
-	_, err := pipe.Exec(ctx)
-	switch {
-	case errors.Is(value.Err(), redis.Nil):
+	value, err := m.redis.Get(ctx, key).Result()
+	if errors.Is(err, redis.Nil) {
 		return Holder{}, false, nil
-	case err != nil:
+	}
+	expires, err2 := m.redis.PTTL(ctx, key).Result()
+	if err = errors.Join(err, err2); err != nil {
 		return Holder{}, false, fmt.Errorf("lock: look up a holder: %w", err)
 	}
-	h := holderOf(value.Val())
-	h.Expires = max(expires.Val(), 0)
+	h := holderOf(value)
+	h.Expires = max(expires, 0)
 	return h, true, nil
 }
 

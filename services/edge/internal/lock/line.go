@@ -18,9 +18,8 @@ type request struct {
 // another socket holds it, or LockUnavailable when Redis cannot tell or has just
 // lost data (also when ctx ends first: what may have been taken is then given
 // back). It waits for a turn for as long as ctx lasts; once it was sent, Redis has
-// twice 1 s to answer. A
-// caller that finds a turn free sends itself, and returns with the answer, at
-// most 2 s later than ctx. owner is what Config.Lost is told.
+// twice 1 s to answer. A caller that finds a turn free sends itself, and returns
+// with the answer, at most 2 s later than ctx. owner is what Config.Lost is told.
 func (m *Manager) Acquire(ctx context.Context, user string, owner uint64) (*Lease, dialect.Reason) {
 	if ctx.Err() != nil {
 		return nil, dialect.LockUnavailable
@@ -148,7 +147,7 @@ func (m *Manager) exchange(batch []request) {
 			if refuses && r.op == opAcquire {
 				x.release(now)
 			}
-			ev := x.reply(m.timing, now, r.op, got[n])
+			ev := x.reply(m.timing, m.now(), r.op, got[n])
 			retry = x.state == acquiring
 			r.lease.inLine = retry
 			return ev

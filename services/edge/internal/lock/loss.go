@@ -24,32 +24,30 @@ type losses struct {
 // new generation first.
 func (m *Manager) refuses(now time.Duration) bool {
 	changes := m.redis.Generation()
-	t := noTrigger
-	m.losses.mu.Lock()
-	g := &m.losses.guard
-	if changes != m.losses.changes {
-		m.losses.changes = changes
-		t = g.changed(now)
-	}
-	refuses, begun := g.refuses(now), *g
-	m.losses.mu.Unlock()
-	m.assertAll(begun, t)
-	return refuses
+	g := m.watch(func(l *losses) trigger {
+		if changes == l.changes {
+			return noTrigger
+		}
+		l.changes = changes
+		return l.guard.begin(now, generation)
+	})
+	return g.refuses(now)
 }
 
 // vanished tells the guard of a lock that is missing while its lease is valid.
 func (m *Manager) vanished(now, confirmed time.Duration) {
-	m.losses.mu.Lock()
-	t := m.losses.guard.missing(now, confirmed)
-	begun := m.losses.guard
-	m.losses.mu.Unlock()
-	m.assertAll(begun, t)
+	m.watch(func(l *losses) trigger { return l.guard.missing(now, confirmed) })
 }
 
-// assertAll makes all locks due within the guard's sweep when it has begun.
-func (m *Manager) assertAll(g guard, t trigger) {
+// watch gives an input to the guard and returns it as it is then. When it has
+// begun, all locks are due within its sweep.
+func (m *Manager) watch(input func(*losses) trigger) guard {
+	m.losses.mu.Lock()
+	t := input(&m.losses)
+	g := m.losses.guard
+	m.losses.mu.Unlock()
 	if t == noTrigger {
-		return
+		return g
 	}
 	for n := range m.buckets {
 		b := &m.buckets[n]
@@ -60,6 +58,7 @@ func (m *Manager) assertAll(g guard, t trigger) {
 	m.metrics.guarded(t)
 	m.log.Warn("Redis may have lost locks: newcomers are refused while all locks are asserted anew; see that Redis keeps its data",
 		slog.String("trigger", triggerNames[t]), slog.Int64("locks", m.held.Load()), slog.Duration("for", guardTime))
+	return g
 }
 
 // beat keeps up the connections to Redis, so that an edge to which nobody comes

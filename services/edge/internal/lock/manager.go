@@ -10,8 +10,9 @@
 // that Redis has lost is set anew while its holder lives; one that another edge
 // took is lost. Releases are compare-and-delete, on no caller's context, retried
 // until Redis has dropped the key by itself. Only GET, MGET, SET, PEXPIRE, PTTL,
-// DEL, EVAL and PING are needed; CONFIG is not, INFO only to see that Redis is
-// another process than before, and SSUBSCRIBE and SPUBLISH only for probes.
+// DEL, EVAL, PING, HELLO and CLIENT SETNAME are needed; CONFIG is not, INFO only to
+// see whether Redis may evict locks or is another process than before, and SSUBSCRIBE
+// and SPUBLISH only for probes.
 //
 // When Redis may have lost data (it is another process, or a lock is missing while
 // its lease is valid), newcomers are refused for 2.5 s and all locks are asserted

@@ -34,6 +34,8 @@ const (
 	// A lock that Redis lost, and that only the refresh misses.
 	untilMissed = longestGap + time.Second + 100*time.Millisecond
 	lease       = 14 * time.Second
+	// A lock that is set anew only at the second try, when the guard has ended.
+	lateAssert = 2 * time.Second
 )
 
 var classes = []class{
@@ -43,6 +45,7 @@ var classes = []class{
 	{name: "outage", outage: true},
 	{name: "restart", restart: true},
 	{name: "restart, no INFO", restart: true, noInfo: true, perLoss: untilMissed},
+	{name: "restart, replies", restart: true, replies: true, perLoss: lateAssert},
 	{name: "failover", failover: true},
 	{name: "replies", replies: true},
 	{name: "clock", jump: true, perLoss: untilMissed},

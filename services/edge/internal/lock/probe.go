@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
@@ -54,22 +55,23 @@ type probes struct {
 	waiting map[uint64]chan<- bool // for an answer, by number of the probe; has room for one
 }
 
-// Probe asks whether the holder of the user's lock still lives, and reports whether
-// the lock may be free now: nobody holds it, or it was given back because its
-// holder's client was dead. It takes 2.5 s at most, or until ctx ends; callers who
-// ask for the same user share the answer. Nothing is taken from the holder: only
-// its own edge releases its lock. False also when that edge does not answer.
-func (m *Manager) Probe(ctx context.Context, user string) bool {
+// Probe asks whether the holder of the user's lock still lives. OK: the lock may be
+// free now, as nobody holds it, or it was given back because its holder's client
+// was dead. DuplicateConnection: the client lives, or could not be asked for.
+// HolderSilent: its edge does not answer. It takes 2.5 s at most, or until ctx ends;
+// callers who ask for the same user share the answer. Nothing is taken from the
+// holder: only its own edge releases its lock.
+func (m *Manager) Probe(ctx context.Context, user string) dialect.Reason {
 	result := m.probes.calls.DoChan(user, func() (any, error) { return m.probe(user), nil })
 	select {
 	case r := <-result:
-		return r.Val.(bool)
+		return r.Val.(dialect.Reason)
 	case <-ctx.Done():
-		return false
+		return dialect.DuplicateConnection
 	}
 }
 
-func (m *Manager) probe(user string) bool {
+func (m *Manager) probe(user string) dialect.Reason {
 	m.workers.Add(1)
 	defer m.workers.Add(-1)
 	result := probeFailed
@@ -78,7 +80,13 @@ func (m *Manager) probe(user string) bool {
 	}
 	m.probes.asking.Add(-1)
 	m.metrics.probed(result)
-	return result == probeGone
+	switch result {
+	case probeGone:
+		return dialect.OK
+	case probeNoAnswer:
+		return dialect.HolderSilent
+	}
+	return dialect.DuplicateConnection
 }
 
 // ask asks the holder's edge, which may be this one.

@@ -103,13 +103,13 @@ func probeOverRedis(t *testing.T, o redisx.Options, look *redis.Client) {
 	b := newManager(t, Config{EdgeID: "b"}, o)
 	listening(t, h.manager, b)
 
-	if !b.Probe(t.Context(), "user-0") {
+	if r := b.Probe(t.Context(), "user-0"); r != dialect.OK {
 		t.Error("a lock that nobody holds must be free")
 	}
 	h.expectAsked(t, 0)
 	for _, m := range []*Manager{b, h.manager} {
 		h.answer <- true
-		if m.Probe(t.Context(), "user-1") {
+		if r := m.Probe(t.Context(), "user-1"); r != dialect.DuplicateConnection {
 			t.Errorf("%s: the holder lives", m.config.EdgeID)
 		}
 		h.expectAsked(t, 1)
@@ -118,7 +118,7 @@ func probeOverRedis(t *testing.T, o redisx.Options, look *redis.Client) {
 		}
 	}
 	h.answer <- false
-	if !b.Probe(t.Context(), "user-1") {
+	if r := b.Probe(t.Context(), "user-1"); r != dialect.OK {
 		t.Error("the holder has gone")
 	}
 	h.expectAsked(t, 1)
@@ -133,7 +133,7 @@ func TestProbesOfAUserAreShared(t *testing.T) {
 	var all sync.WaitGroup
 	var free atomic.Int64
 	probe := func() {
-		if b.Probe(t.Context(), "user-1") {
+		if b.Probe(t.Context(), "user-1") == dialect.OK {
 			free.Add(1)
 		}
 	}
@@ -145,7 +145,7 @@ func TestProbesOfAUserAreShared(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if b.Probe(ctx, "user-1") {
+	if b.Probe(ctx, "user-1") == dialect.OK {
 		t.Error("an answer after the end of the context")
 	}
 	h.answer <- false
@@ -162,14 +162,14 @@ func TestProbeEndsWithRun(t *testing.T) {
 	defer close(h.answer)
 	b := newIdleManager(t, Config{EdgeID: "b"}, o)
 	ctx, cancel := context.WithCancel(t.Context())
-	ended, answer := make(chan error, 1), make(chan bool, 1)
+	ended, answer := make(chan error, 1), make(chan dialect.Reason, 1)
 	go func() { ended <- b.Run(ctx) }()
 	listening(t, h.manager, b)
 	go func() { answer <- b.Probe(t.Context(), "user-1") }()
 	<-h.asked
 	began := time.Now()
 	cancel()
-	if err := <-ended; err != nil || <-answer || time.Since(began) > answerWait/2 {
+	if err := <-ended; err != nil || <-answer == dialect.OK || time.Since(began) > answerWait/2 {
 		t.Errorf("ended after %v: %v", time.Since(began), err)
 	}
 }
@@ -185,8 +185,8 @@ func TestProbeWithoutAnswer(t *testing.T) {
 
 	began := time.Now()
 	close(h.answer) // never answers
-	if b.Probe(t.Context(), "user-1") {
-		t.Error("the holder has not answered")
+	if r := b.Probe(t.Context(), "user-1"); r != dialect.HolderSilent {
+		t.Errorf("the holder has not answered: %v", r)
 	}
 	if took := time.Since(began); took < answerWait || took > 2*answerWait {
 		t.Errorf("waited for %v", took)
@@ -197,8 +197,8 @@ func TestProbeWithoutAnswer(t *testing.T) {
 	key := string(appendKey(nil, bucketOf("user-2"), "user-2"))
 	for name, token := range map[string]string{"a killed edge": "nobody/00/1/7", "not ours": "x"} {
 		look.Set(t.Context(), key, token, time.Minute)
-		if b.Probe(t.Context(), "user-2") {
-			t.Errorf("%s: the lock cannot be free", name)
+		if r := b.Probe(t.Context(), "user-2"); r != dialect.HolderSilent {
+			t.Errorf("%s: %v", name, r)
 		}
 		if v := look.Get(t.Context(), key).Val(); v != token {
 			t.Errorf("%s: the lock became %q", name, v)
@@ -273,7 +273,7 @@ func TestProbesAreBounded(t *testing.T) {
 	h.manager.heard(edgeMessage{kind: probeMessage, number: 1, edge: "b", token: h.lease.token()}.String())
 	h.manager.probes.answering.Store(0)
 	h.manager.probes.asking.Store(maxProbes)
-	if h.manager.Probe(t.Context(), "nobody") {
+	if h.manager.Probe(t.Context(), "nobody") != dialect.DuplicateConnection {
 		t.Error("one probe too many")
 	}
 	h.manager.probes.asking.Store(0)
@@ -314,7 +314,7 @@ func TestProbeNotPermitted(t *testing.T) {
 			eventually(t, "it listens or may not", func() bool { return b.probes.listening.Load() || log.count("+ssubscribe") > 0 })
 			h.answer <- false
 			for range 2 {
-				if free := b.Probe(t.Context(), "user-1"); free != row.want {
+				if free := b.Probe(t.Context(), "user-1") == dialect.OK; free != row.want {
 					t.Errorf("free: %v", free)
 				}
 			}
@@ -368,7 +368,7 @@ func TestListensAgain(t *testing.T) {
 	p.Resume()
 	listening(t, h.manager, b)
 	h.answer <- true
-	if b.Probe(t.Context(), "user-1") {
+	if b.Probe(t.Context(), "user-1") != dialect.DuplicateConnection {
 		t.Error("the holder lives")
 	}
 	h.expectAsked(t, 1)

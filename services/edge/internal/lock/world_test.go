@@ -150,7 +150,7 @@ func (w *world) replied(s *socket, o op, got outcome) {
 	if ev.missing && w.mutant != noGuard {
 		w.begin(s.edge, s.edge.guard.missing(w.now, confirmed))
 	}
-	if o == opRefresh && (got == refused || got == unknown) {
+	if (o == opRefresh || o == opReacquire) && (got == refused || got == unknown) {
 		s.dueAt = min(s.dueAt, w.now+w.spread(lastRetry*8/10))
 	}
 	if o == opAcquire && !s.live && s.state != acquiring {
@@ -393,7 +393,7 @@ func (w *world) met(e *edge, run int) bool {
 		return true
 	}
 	if w.mutant != noGuard {
-		w.begin(e, e.guard.changed(w.now))
+		w.begin(e, e.guard.begin(w.now, generation))
 	}
 	return false
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -43,7 +44,7 @@ type seat struct {
 }
 
 var redisAdvice = [reasonEnd]string{
-	ReasonForbidden:   "allow GET, SET, PEXPIRE, PTTL, DEL, EVAL and EVALSHA on relay:lease:* to the user of Redis, and INFO; see to --redis-username and --redis-password-file",
+	ReasonForbidden:   "give the user of Redis +get +set +pexpire +pttl +del +eval +evalsha +hello +client|setname +info on ~relay:lease:*, in a Cluster +cluster|slots +command, too; see to --redis-username and --redis-password-file",
 	ReasonFailed:      "see to Redis; without it no leadership is gained, and that of the market is lost",
 	ReasonUnreachable: "see to Redis, the way to it and --redis-address; without it no leadership is gained, and that of the market is lost",
 }
@@ -118,7 +119,8 @@ func redisReasonOf(err error) Reason {
 	switch {
 	case err == nil:
 		return ReasonNone
-	case redis.HasErrorPrefix(err, "NOPERM"), redis.HasErrorPrefix(err, "NOAUTH"), redis.HasErrorPrefix(err, "WRONGPASS"):
+	case redis.HasErrorPrefix(err, "NOPERM"), redis.HasErrorPrefix(err, "NOAUTH"), redis.HasErrorPrefix(err, "WRONGPASS"),
+		errors.As(err, &answer) && strings.Contains(answer.Error(), "user executing the script can't"):
 		return ReasonForbidden
 	case errors.As(err, &answer):
 		return ReasonFailed

@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/cutemarkets/relay/services/internal/lease"
 	"github.com/cutemarkets/relay/services/internal/redisx"
@@ -139,17 +142,24 @@ func TestRedisTaken(t *testing.T) {
 }
 
 func TestRedisForbidden(t *testing.T) {
-	a, s := newRedisArena(t)
-	redistest.Client(t, s.Address).ConfigSet(t.Context(), "requirepass", "s3cret")
-	x := a.start("x", 0, a.byRedis("x", at(s)))
-	redistest.Eventually(t, "it is logged what to do", func() bool { return a.log.count("reason=forbidden advice=\"allow GET") == 1 })
-	x.end()
-	if got := a.told(); got != "" {
-		t.Errorf("happened %q", got)
+	for name, forbid := range map[string]func(ctx context.Context, admin *redis.Client){
+		"without a password":   func(ctx context.Context, admin *redis.Client) { admin.ConfigSet(ctx, "requirepass", "s3cret") },
+		"a command":            func(ctx context.Context, admin *redis.Client) { admin.ACLSetUser(ctx, "default", "-evalsha", "-eval") },
+		"a command of scripts": func(ctx context.Context, admin *redis.Client) { admin.ACLSetUser(ctx, "default", "-get") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, s := newRedisArena(t)
+			forbid(t.Context(), redistest.Client(t, s.Address))
+			x := a.start("x", 0, a.byRedis("x", at(s)))
+			redistest.Eventually(t, "it is logged what to do", func() bool { return a.log.count("reason=forbidden advice=\"give the user") == 1 })
+			x.end()
+			if got := a.told(); got != "" {
+				t.Errorf("happened %q", got)
+			}
+		})
 	}
 }
 
-// Work that returns while it leads ends Run, after the release.
 func TestRedisWorkEnds(t *testing.T) {
 	a, s := newRedisArena(t)
 	broken := errors.New("broken")

@@ -62,6 +62,10 @@ func makeByes() map[dialect.Reason]dialect.Bye {
 			Frames: frames("max_connections", oneConnection+"; this user already has one."),
 			Hold:   holdRetried, Code: codeDuplicate, Text: "this user already has an active connection",
 		},
+		dialect.HolderSilent: {
+			Frames: frames("max_connections", oneConnection+"; this user had one whose end is not known yet, try again."),
+			Hold:   holdRetried, Code: codeDuplicate, Text: "an earlier connection of this user has not ended yet",
+		},
 		dialect.LockLost: {
 			Frames: frames("max_connections", oneConnection+"; another one took the place of this one."),
 			Code:   codeDuplicate, Text: "another connection of this user took over",

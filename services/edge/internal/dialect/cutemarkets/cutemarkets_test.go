@@ -109,6 +109,7 @@ func TestBye(t *testing.T) {
 		dialect.StreamNotConfigured: {4401, 150 * ms, "auth_failed"},
 		dialect.CredentialExpired:   {4401, 150 * ms, "auth_failed"},
 		dialect.DuplicateConnection: {4409, 1000 * ms, "max_connections"},
+		dialect.HolderSilent:        {4409, 1000 * ms, "max_connections"},
 		dialect.LockLost:            {4409, 0, "max_connections"},
 		dialect.LockUnavailable:     {1011, 1000 * ms, "error"},
 		dialect.AuthUnavailable:     {1011, 1000 * ms, "error"},
