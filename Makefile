@@ -102,7 +102,7 @@ long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, 
 	@cd services/edge && go test -tags long -timeout 5m -run TestClientFarAway -v ./internal/engine
 	@go test -timeout 20m -run 'TestPath|TestReplay' -v ./hack/e2e
 	@go test -tags long -timeout 45m -run 'TestSoak|TestStop' -v ./hack/e2e
-	@go test -tags long -timeout 30m -run 'TestLock|TestLongStorm' -v ./hack/e2e
+	@go test -tags long -timeout 30m -run 'TestLock|TestLongStorm|TestRedisLeader|TestSilentStall' -v ./hack/e2e
 	@$(MAKE) bench-edge
 	@echo "long: all passed" >&2
 

@@ -10,7 +10,7 @@ import (
 
 const lostByFailover = 1500 * time.Millisecond
 
-var seeds = flag.Int("seeds", 200, "how many runs the model makes of each class of faults")
+var seeds = flag.Int("seeds", 150, "how many runs the model makes of each class of faults")
 
 // class is the faults that a run may have.
 type class struct {
