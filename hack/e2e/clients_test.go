@@ -27,7 +27,7 @@ func TestExampleClients(t *testing.T) {
 		"go":         {filepath.Join(binaries, "go")},
 		"javascript": {"node", "clients/javascript/client.mjs"},
 		"python":     {"/usr/bin/python3", "clients/python/client.py"},
-		"probe":      {filepath.Join(binaries, "feedsim"), "probe", "--verbose", "--count=50"},
+		"probe":      {filepath.Join(binaries, "feedsim"), "probe", "--verbose", "--count=5000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
