@@ -56,16 +56,7 @@ const (
 	// comeBack is a refusal with its hold and the client's pause, at each edge in
 	// turn.
 	comeBack = 6 * time.Second
-	// unnoticed is for how long locks may be missing when Redis is the same process
-	// as before: until a refresh misses one.
-	unnoticed = longestGap + 1100*time.Millisecond
 )
-
-func flushAll(w *lockWorld) {
-	if err := w.store.client.FlushAll(w.t.Context()).Err(); err != nil {
-		w.t.Fatal(err)
-	}
-}
 
 // restart kills Redis and starts it again.
 func restart(w *lockWorld) {

@@ -33,8 +33,6 @@ const (
 	opEnd
 )
 
-var opNames = [opEnd]string{opNone: "nothing", opAcquire: "acquire", opRefresh: "refresh", opRestore: "restore", opRelease: "release"}
-
 // outcome of an operation.
 type outcome uint8
 
@@ -44,7 +42,6 @@ const (
 	absent                 // nobody holds it
 	refused                // Redis was not reached or did not run the command
 	unknown                // the command may have run
-	outcomeEnd
 )
 
 // answer is what came of an operation.

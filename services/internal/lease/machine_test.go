@@ -7,6 +7,8 @@ import (
 	"time"
 )
 
+var opNames = [opEnd]string{opNone: "nothing", opAcquire: "acquire", opRefresh: "refresh", opRestore: "restore", opRelease: "release"}
+
 var testTiming = timing{
 	ttl: 5 * time.Second, margin: time.Second, refresh: 500 * time.Millisecond,
 	retry: 200 * time.Millisecond, timeout: opTimeout, stop: stopTimeout,

@@ -91,18 +91,23 @@ func (g *generations) changed(server, run string) bool {
 	return true
 }
 
-// runOf returns the run id in the answer to INFO server; "": there is none, or it
-// is a Sentinel's, which has no data.
-func runOf(info string) string {
-	run := ""
+// Facts reads the answer to INFO.
+func Facts(info string) map[string]string {
+	facts := map[string]string{}
 	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		switch {
-		case name == "run_id":
-			run = value
-		case name == "redis_mode" && value == "sentinel":
-			return ""
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			facts[name] = value
 		}
 	}
-	return run
+	return facts
+}
+
+// runOf returns the run id in the answer to INFO server; "": there is none, or it
+// is a Sentinel's, which keeps nothing.
+func runOf(info string) string {
+	facts := Facts(info)
+	if facts["redis_mode"] == "sentinel" {
+		return ""
+	}
+	return facts["run_id"]
 }

@@ -3,17 +3,18 @@
 // is known of the server at the other end.
 //
 // A command is sent once, and ends when its context does. The client never retries
-// by itself: a retry must know what the first try may have done (Refused). Nor does it follow redirections: when a node of a
-// Cluster is away, trying again would take the time of the others' answers, and
-// make their commands fail. It learns from a redirection for the next time.
+// by itself: a retry must know what the first try may have done (Refused). Nor does
+// it follow redirections: when a node of a Cluster is away, trying again would take
+// the time of the others' answers, and make their commands fail. It learns from a
+// redirection for the next time.
 //
 // The client looks at the run id of each server that it connects to, so that
 // whoever keeps rights in Redis can tell that Redis is another process than
 // before, and may have lost data.
 //
 // The package starts no goroutine; go-redis has some that dial. What go-redis would
-// log is switched off for the whole process: the errors of commands say the same. When all
-// connections are taken, commands wait for a quarter of a second, then fail.
+// log is switched off for the whole process: the errors of commands say the same.
+// When all connections are taken, commands wait for a quarter of a second, then fail.
 package redisx
 
 import (

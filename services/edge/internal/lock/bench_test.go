@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -17,15 +16,17 @@ import (
 
 // BenchmarkRefresh50k refreshes 50,000 locks once, in groups of buckets one after
 // the other, against a real Redis. It reports the processor time of this process
-// and that of Redis. At the default interval an edge refreshes each lock once in 4 s.
+// and that of Redis, and the memory that Redis uses. At the default interval an edge refreshes each lock once in 4 s.
 func BenchmarkRefresh50k(b *testing.B) {
 	const locks = 50_000
 	address := startRedis(b)
 	server := plain(b, address)
 	m := newIdleManager(b, Config{EdgeID: "bench", TTL: time.Minute, Refresh: 20 * time.Second}, redisx.Options{Address: []string{address}})
+	memory := -redisMemory(b, server)
 	for n := range locks {
 		mustAcquire(b, m, fmt.Sprint("user-", n))
 	}
+	memory += redisMemory(b, server)
 	b.ReportAllocs()
 	var used time.Duration
 	redisUsed := -redisTime(b, server)
@@ -43,6 +44,7 @@ func BenchmarkRefresh50k(b *testing.B) {
 	}
 	redisUsed += redisTime(b, server)
 	b.ReportMetric(float64(used.Nanoseconds())/float64(b.N)/locks, "ns-cpu/lock")
+	b.ReportMetric(memory/locks, "B-redis/lock")
 	b.ReportMetric(redisUsed*1e9/float64(b.N)/locks, "ns-redis/lock")
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/locks, "ns/lock")
 }
@@ -94,25 +96,23 @@ func processorTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// redisTime is the processor time that Redis has used, in s.
+// redisTime is the processor time that Redis has used, in s, and redisMemory the
+// bytes that it uses.
 func redisTime(b *testing.B, server *redis.Client) float64 {
+	return redisFact(b, server, "cpu", "used_cpu_sys") + redisFact(b, server, "cpu", "used_cpu_user")
+}
+
+func redisMemory(b *testing.B, server *redis.Client) float64 {
+	return redisFact(b, server, "memory", "used_memory")
+}
+
+func redisFact(b *testing.B, server *redis.Client, section, name string) float64 {
 	b.Helper()
-	info, err := server.Info(b.Context(), "cpu").Result()
+	value, err := strconv.ParseFloat(redisx.Facts(server.Info(b.Context(), section).Val())[name], 64)
 	if err != nil {
 		b.Fatal(err)
 	}
-	used := 0.0
-	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		if name == "used_cpu_sys" || name == "used_cpu_user" {
-			s, err := strconv.ParseFloat(value, 64)
-			if err != nil {
-				b.Fatal(err)
-			}
-			used += s
-		}
-	}
-	return used
+	return value
 }
 
 // BenchmarkIdle reports the live heap of a lock that is held, its user's name

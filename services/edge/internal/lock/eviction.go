@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -134,11 +133,7 @@ func askEviction(ctx context.Context, server string, r redis.Cmdable) error {
 	if err != nil {
 		return fmt.Errorf("lock: ask Redis%s for its settings: %w", server, err)
 	}
-	facts := map[string]string{}
-	for line := range strings.Lines(text) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		facts[name] = value
-	}
+	facts := redisx.Facts(text)
 	switch policy, limit := facts["maxmemory_policy"], facts["maxmemory"]; {
 	case policy == "":
 		return fmt.Errorf("lock: INFO memory of Redis%s has no maxmemory_policy", server)
