@@ -23,6 +23,7 @@ import (
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
+	"github.com/cutemarkets/relay/services/internal/lease"
 	"github.com/cutemarkets/relay/services/internal/ops"
 	"github.com/cutemarkets/relay/services/internal/redisx"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
@@ -345,7 +346,7 @@ type turn struct{ mine, next chan uint64 } // terms
 func (e turn) Run(ctx context.Context, _ string, work leader.Work) error {
 	select {
 	case term := <-e.mine:
-		err := work(ctx, leader.Epoch{Generation: 1, Term: term})
+		err := work(ctx, leader.Leadership{Epoch: leader.Epoch{Generation: 1, Term: term}, Proof: lease.NewProof()})
 		e.next <- term + 1
 		return err
 	case <-ctx.Done():

@@ -141,7 +141,7 @@ func (p *player) end() {
 	}
 }
 
-func (p *player) work(ctx context.Context, epoch uint64) error {
+func (p *player) work(ctx context.Context, epoch uint64, _ *Proof) error {
 	p.mu.Lock()
 	p.holders = append(p.holders, p.name)
 	if len(p.holders) > 1 {

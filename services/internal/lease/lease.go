@@ -104,7 +104,7 @@ type Config struct {
 // lease and ErrExpired or ErrTaken as its cause. Others may hold the lease once
 // Work has returned. Epochs rise from one call of Work to the next, in all
 // processes.
-type Work func(ctx context.Context, epoch uint64) error
+type Work func(ctx context.Context, epoch uint64, proof *Proof) error
 
 // Lease is one process's part in a lease.
 type Lease struct {

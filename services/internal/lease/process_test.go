@@ -30,7 +30,7 @@ func holdFor(address string) {
 	if err != nil {
 		panic(err)
 	}
-	err = l.Run(context.Background(), func(ctx context.Context, epoch uint64) error {
+	err = l.Run(context.Background(), func(ctx context.Context, epoch uint64, _ *Proof) error {
 		fmt.Println("leads", epoch)
 		<-ctx.Done()
 		fmt.Println("told", context.Cause(ctx))

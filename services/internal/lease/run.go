@@ -129,7 +129,7 @@ func (r *run) act(ctx context.Context, ev event) {
 		working, cancel := context.WithCancelCause(ctx)
 		r.cancel = cancel
 		epoch := r.machine.epoch
-		lifecycle.Go("lease work "+r.config.Name, func() { r.ended <- r.work(working, epoch) })
+		lifecycle.Go("lease work "+r.config.Name, func() { r.ended <- r.work(working, epoch, NewProof()) })
 	case ev.lost != nil:
 		r.cancel(ev.lost)
 		r.log.Warn("lease lost, work is told to end", slog.Any("cause", ev.lost))

@@ -146,7 +146,8 @@ func (a *arena) start(name string, closing time.Duration, e Elector) *process {
 	return p
 }
 
-func (p *process) work(ctx context.Context, epoch Epoch) error {
+func (p *process) work(ctx context.Context, l Leadership) error {
+	epoch := l.Epoch
 	p.mu.Lock()
 	p.working++
 	if p.working != 1 {

@@ -127,8 +127,8 @@ func TestRealSockets(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		stops = append(stops, stop)
 		go func() {
-			ended <- k.Run(ctx, "stocks", func(ctx context.Context, epoch Epoch) error {
-				leads <- term{process, epoch}
+			ended <- k.Run(ctx, "stocks", func(ctx context.Context, l Leadership) error {
+				leads <- term{process, l.Epoch}
 				<-ctx.Done()
 				return nil
 			})

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/klog/v2"
 
+	"github.com/cutemarkets/relay/services/internal/lease"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
@@ -226,5 +227,5 @@ func (c *candidate) lead(ctx, led context.Context, epoch Epoch, work Work) error
 	defer cancel()
 	defer context.AfterFunc(led, cancel)()
 
-	return c.tally.lead(working, epoch, work, func() error { return context.Cause(led) })
+	return c.tally.lead(working, Leadership{epoch, lease.NewProof()}, work, func() error { return context.Cause(led) })
 }

@@ -16,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/cutemarkets/relay/services/internal/lease"
 )
 
 // ErrEnded says that the work of a leader returned while it still led.
@@ -36,10 +38,18 @@ func (e Epoch) Compare(o Epoch) int {
 	return cmp.Or(cmp.Compare(e.Generation, o.Generation), cmp.Compare(e.Term, o.Term))
 }
 
+// Leadership is one leadership of a market.
+type Leadership struct {
+	Epoch Epoch
+	// Proof is whether this process is known to lead. Without proof another may
+	// lead as well: what is there may go on, nothing may be begun.
+	Proof *lease.Proof
+}
+
 // Work is what the leader of a market does. ctx ends with the leadership. Work
 // returns nil only after ctx has ended and when nothing of it is left: the
 // leadership is given up, and so offered to others, after Work has returned.
-type Work func(ctx context.Context, epoch Epoch) error
+type Work func(ctx context.Context, l Leadership) error
 
 // Elector decides who leads.
 type Elector interface {
@@ -63,7 +73,7 @@ func NewStatic(start time.Time) Static {
 
 // Run implements Elector.
 func (s Static) Run(ctx context.Context, market string, work Work) error {
-	err := work(ctx, s.epoch)
+	err := work(ctx, Leadership{Epoch: s.epoch, Proof: lease.NewProof()})
 	switch {
 	case err != nil:
 		return fmt.Errorf("leader of %s: %w", market, err)

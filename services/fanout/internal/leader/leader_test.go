@@ -12,8 +12,8 @@ func TestStatic(t *testing.T) {
 	s := NewStatic(start)
 	ctx, cancel := context.WithCancel(t.Context())
 	var got Epoch
-	err := s.Run(ctx, "stocks", func(ctx context.Context, epoch Epoch) error {
-		got = epoch
+	err := s.Run(ctx, "stocks", func(ctx context.Context, l Leadership) error {
+		got = l.Epoch
 		cancel()
 		<-ctx.Done()
 		return nil
@@ -26,7 +26,7 @@ func TestStatic(t *testing.T) {
 func TestStaticWorkEnds(t *testing.T) {
 	broken := errors.New("broken")
 	for _, tt := range []struct{ returned, want error }{{nil, ErrEnded}, {broken, broken}} {
-		err := NewStatic(time.Now()).Run(t.Context(), "stocks", func(context.Context, Epoch) error { return tt.returned })
+		err := NewStatic(time.Now()).Run(t.Context(), "stocks", func(context.Context, Leadership) error { return tt.returned })
 		if !errors.Is(err, tt.want) {
 			t.Errorf("work returned %v: got %v, want %v", tt.returned, err, tt.want)
 		}
@@ -36,7 +36,7 @@ func TestStaticWorkEnds(t *testing.T) {
 func TestStandby(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := (Standby{}).Run(ctx, "stocks", func(context.Context, Epoch) error { panic("leads") }); err != nil {
+	if err := (Standby{}).Run(ctx, "stocks", func(context.Context, Leadership) error { panic("leads") }); err != nil {
 		t.Error(err)
 	}
 }

@@ -62,12 +62,12 @@ type tally struct {
 func (t *tally) change(to change) { t.changes[to].Add(1) }
 
 // lead runs work in ctx. lost tells why the leadership is lost, nil if it is not.
-func (t *tally) lead(ctx context.Context, epoch Epoch, work Work, lost func() error) error {
+func (t *tally) lead(ctx context.Context, l Leadership, work Work, lost func() error) error {
 	t.change(changeAcquired)
 	t.leads.Store(true)
-	log := t.log.With(slog.String("epoch", epoch.String()))
+	log := t.log.With(slog.String("epoch", l.Epoch.String()))
 	log.Info("leadership acquired", slog.String("identity", t.identity))
-	err := work(ctx, epoch)
+	err := work(ctx, l)
 	ended, cause := ctx.Err() != nil, lost()
 	t.leads.Store(false)
 	switch {

@@ -87,9 +87,9 @@ func (r *Redis) Run(ctx context.Context, market string, work Work) error {
 	if s == nil {
 		return fmt.Errorf("%w %q", ErrMarket, market)
 	}
-	err := s.lease.Run(ctx, func(ctx context.Context, number uint64) error {
+	err := s.lease.Run(ctx, func(ctx context.Context, number uint64, proof *lease.Proof) error {
 		epoch := Epoch{Generation: number * uint64(time.Microsecond), Term: 1}
-		return s.lead(ctx, epoch, work, func() error { return lossOf(context.Cause(ctx)) })
+		return s.lead(ctx, Leadership{epoch, proof}, work, func() error { return lossOf(context.Cause(ctx)) })
 	})
 	if err != nil {
 		return fmt.Errorf("leader of %s: %w", market, err)

@@ -71,10 +71,10 @@ func newRun(u *Upstream, client *http.Client) *run {
 }
 
 // lead is the loop.
-func (r *run) lead(ctx context.Context, epoch leader.Epoch) {
+func (r *run) lead(ctx context.Context, l leader.Leadership) {
 	market := r.upstream.router
-	interest := market.Lead(epoch, time.Now())
-	r.upstream.log.Info("leading", slog.String("epoch", epoch.String()), slog.Int("topics", len(interest)))
+	interest := market.Lead(l.Epoch, time.Now())
+	r.upstream.log.Info("leading", slog.String("epoch", l.Epoch.String()), slog.Int("topics", len(interest)))
 	r.input(func(now time.Time) { r.session.Start(now, interest) })
 
 	timer := time.NewTimer(0)
@@ -108,7 +108,7 @@ func (r *run) lead(ctx context.Context, epoch leader.Epoch) {
 	}
 	market.Follow(time.Now())
 	r.upstream.state.Store(uint32(StateStandby))
-	r.upstream.log.Info("no longer leading", slog.String("epoch", epoch.String()))
+	r.upstream.log.Info("no longer leading", slog.String("epoch", l.Epoch.String()))
 }
 
 // attend does what the session asked for, until there is nothing more. It

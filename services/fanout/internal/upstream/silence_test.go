@@ -20,6 +20,7 @@ import (
 	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
+	"github.com/cutemarkets/relay/services/internal/lease"
 )
 
 // pipe is a connection in memory, so that time can be virtual.
@@ -146,7 +147,9 @@ func virtually(t *testing.T, from string, hours calendar.Hours, every time.Durat
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup
 		done.Go(func() { _ = server.Serve(v) })
-		done.Go(func() { _ = u.Run(ctx, leader.Epoch{Generation: 1, Term: 1}) })
+		done.Go(func() {
+			_ = u.Run(ctx, leader.Leadership{Epoch: leader.Epoch{Generation: 1, Term: 1}, Proof: lease.NewProof()})
+		})
 		script(v)
 		cancel()
 		time.Sleep(time.Minute)

@@ -91,7 +91,7 @@ func New(c Config, r *router.Router, log *slog.Logger) *Upstream {
 
 // Run leads the market: it holds the vendor's feed until ctx ends, and returns
 // when the socket is closed. It has the form of leader.Work.
-func (u *Upstream) Run(ctx context.Context, epoch leader.Epoch) error {
+func (u *Upstream) Run(ctx context.Context, l leader.Leadership) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	defer transport.CloseIdleConnections()
 	r := newRun(u, &http.Client{
@@ -107,7 +107,7 @@ func (u *Upstream) Run(ctx context.Context, epoch leader.Epoch) error {
 		r.conn.Store(l)
 		return l, nil
 	}
-	r.lead(ctx, epoch)
+	r.lead(ctx, l)
 	return nil
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
+	"github.com/cutemarkets/relay/services/internal/lease"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -231,7 +232,7 @@ func start(t *testing.T, adjust func(*times), topics ...string) *fixture {
 	f.cancel = cancel
 	go func() {
 		defer close(f.returned)
-		if err := f.upstream.Run(ctx, leader.Epoch{Generation: 1, Term: 1}); err != nil {
+		if err := f.upstream.Run(ctx, leader.Leadership{Epoch: leader.Epoch{Generation: 1, Term: 1}, Proof: lease.NewProof()}); err != nil {
 			t.Error(err)
 		}
 	}()
