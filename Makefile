@@ -43,7 +43,7 @@ deps: ## Install what tests and lint need beside Go (redis-server, node, chromiu
 test: deps bin/helm3 ## Run all tests with the race detector
 	@go test -race -timeout 10m $(shell go list work | grep -vE '/hack/(e2e|charttest)')
 	@go test -count 1 ./hack/charttest -helm 3 # a cached result would not know that the chart has changed
-	@go test -race -timeout 15m -parallel 4 ./hack/e2e
+	@go test -race -timeout 15m -parallel 3 ./hack/e2e
 
 .PHONY: chart-test
 chart-test: bin/helm3 bin/helm4 ## Render the chart with Helm 3 and Helm 4

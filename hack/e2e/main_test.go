@@ -145,7 +145,7 @@ func startCluster(t *testing.T, o cluster.Options) *cluster.Cluster {
 
 // tail shows the end of a part's log when a test has failed.
 func tail(t *testing.T, path string) {
-	const most = 3000
+	const most = 1500
 	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Log(err)

@@ -78,6 +78,7 @@ func TestWatch(t *testing.T) {
 	if start.Silent+start.Duplicates+start.Disordered != 0 || start.Notices != 0 || len(start.Closes)+len(start.Refusals) != 0 {
 		t.Errorf("in peace: %+v", start)
 	}
+	post(t, c.Info().Feedsim+"/outage?for=1s") // so that events of each client are missing
 	post(t, c.Info().Feedsim+"/drop")
 	eventually(t, "all are told of the gap, and of some events that are missing", func() bool {
 		s := summary(t, get(t, api+"/summary"))

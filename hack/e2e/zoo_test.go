@@ -92,7 +92,7 @@ func expectPerfect(t *testing.T, c *cluster.Cluster, ck *checker.Checker, file s
 	}
 	t.Logf("\n%s", report)
 	if err := report.Err(); err != nil {
-		t.Error("a good client suffered") // the report says how
+		t.Errorf("a good client suffered: %v", err)
 	}
 	for _, one := range report.Clients {
 		if one.Expected == 0 {
