@@ -24,6 +24,7 @@ type Options struct {
 	InBandAuth     bool          `name:"in-band-auth" default:"true" negatable:"" help:"Take the key as first message too, as the vendor's SDKs send it."`
 	MaxConnections int           `name:"max-connections" default:"0" help:"Sockets of this edge; further ones get 503. 0: nine tenths of the open files that the system allows."`
 	MaxTopics      int           `name:"max-topics" default:"1000" help:"Topics of one socket."`
+	MaxQuotes      int           `name:"max-option-quotes" default:"250" help:"Topics of one socket that are quotes of options, of which the vendor serves 1,000 to all clients together."`
 	Engine         string        `name:"engine" default:"auto" enum:"auto,epoll,portable" help:"How client sockets are carried: epoll (event loops; Linux, without TLS here), portable (goroutines), or auto: epoll where it can be."`
 	QueueBytes     int           `name:"queue-bytes" default:"196608" help:"Bytes that may wait for a client for longer than 0.75 s; it is warned when half of that waits for 0.5 s, and closed with 1008 beyond."`
 	BurstBytes     int           `name:"burst-bytes" default:"8388608" help:"Bytes that may wait for a client for a shorter time, if more than --queue-bytes; it is warned at half, and closed with 1008 beyond."`
@@ -72,7 +73,7 @@ func (o Options) Validate() error {
 }
 
 func (o Options) dialect() cutemarkets.Options {
-	return cutemarkets.Options{Markets: o.Markets, InBandAuth: o.InBandAuth, MaxTopics: o.MaxTopics}
+	return cutemarkets.Options{Markets: o.Markets, InBandAuth: o.InBandAuth, MaxTopics: o.MaxTopics, MaxQuotes: o.MaxQuotes}
 }
 
 // connectionLimit is how many sockets the edge takes: as asked for, if the

@@ -43,6 +43,7 @@ func options(t *testing.T) Options {
 		UpstreamKeyFile: key,
 		TradingHours:    hoursNever,
 		CanaryTopics:    []string{"stocks:A.SPY", "options:T.O:SPY291221C00500000"},
+		TopicSlots:      []string{"options:Q:1000"},
 		Leader:          leaderStatic,
 		EdgeQueueBytes:  16 << 20,
 		Operations:      ops.Options{Listen: "127.0.0.1:0"},
@@ -51,25 +52,32 @@ func options(t *testing.T) Options {
 }
 
 func TestValidate(t *testing.T) {
-	if err := options(t).Validate(); err != nil {
+	good := options(t)
+	good.Firehose = []string{"stocks:T", "options:T"}
+	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(o *Options){
-		"--markets is empty":        func(o *Options) { o.Markets = nil },
-		"must be lower-case":        func(o *Options) { o.Markets = []string{"a/b"} },
-		"twice":                     func(o *Options) { o.Markets = []string{"stocks", "stocks"} },
-		"--upstream-url":            func(o *Options) { o.UpstreamURL = "https://socket.massive.com" },
-		"--upstream-url must":       func(o *Options) { o.UpstreamURL = "wss://socket.massive.com?key=1" },
-		"--trading-hours is":        func(o *Options) { o.TradingHours = "eu" },
-		"--canary-topics has \"A":   func(o *Options) { o.CanaryTopics = []string{"A.SPY"} },
-		"--canary-topics has \"s":   func(o *Options) { o.CanaryTopics = []string{"stocks:A.*"} },
-		"--leader is":               func(o *Options) { o.Leader = "me" },
-		"--upstream-key-file":       func(o *Options) { o.UpstreamKeyFile = "" },
-		"--edge-queue-bytes":        func(o *Options) { o.EdgeQueueBytes = 1 },
-		"listen address":            func(o *Options) { o.Listen = "9100" },
-		"--operations-listen":       func(o *Options) { o.Operations.Listen = "" },
-		"--log-level":               func(o *Options) { o.Telemetry.LogLevel = "loud" },
-		"certificate file and key ": func(o *Options) { o.TLSKeyFile = "key" },
+		"--markets is empty":                func(o *Options) { o.Markets = nil },
+		"must be lower-case":                func(o *Options) { o.Markets = []string{"a/b"} },
+		"twice":                             func(o *Options) { o.Markets = []string{"stocks", "stocks"} },
+		"--upstream-url":                    func(o *Options) { o.UpstreamURL = "https://socket.massive.com" },
+		"--upstream-url must":               func(o *Options) { o.UpstreamURL = "wss://socket.massive.com?key=1" },
+		"--trading-hours is":                func(o *Options) { o.TradingHours = "eu" },
+		"--canary-topics has \"A":           func(o *Options) { o.CanaryTopics = []string{"A.SPY"} },
+		"--canary-topics has \"s":           func(o *Options) { o.CanaryTopics = []string{"stocks:A.*"} },
+		"--topic-slots has \"o":             func(o *Options) { o.TopicSlots = []string{"options:Q"} },
+		"--topic-slots has \"options:Q:0":   func(o *Options) { o.TopicSlots = []string{"options:Q:0"} },
+		"--topic-slots has options:Q twice": func(o *Options) { o.TopicSlots = []string{"options:Q:1", "options:Q:2"} },
+		"--firehose has \"T":                func(o *Options) { o.Firehose = []string{"T"} },
+		"by the ticker":                     func(o *Options) { o.Firehose = []string{"options:Q"} },
+		"--leader is":                       func(o *Options) { o.Leader = "me" },
+		"--upstream-key-file":               func(o *Options) { o.UpstreamKeyFile = "" },
+		"--edge-queue-bytes":                func(o *Options) { o.EdgeQueueBytes = 1 },
+		"listen address":                    func(o *Options) { o.Listen = "9100" },
+		"--operations-listen":               func(o *Options) { o.Operations.Listen = "" },
+		"--log-level":                       func(o *Options) { o.Telemetry.LogLevel = "loud" },
+		"certificate file and key ":         func(o *Options) { o.TLSKeyFile = "key" },
 	} {
 		o := options(t)
 		change(&o)

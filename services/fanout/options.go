@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -51,6 +52,8 @@ type Options struct {
 	UpstreamKeyFile string   `name:"upstream-key-file" placeholder:"FILE" help:"File with the vendor's API key, read at each connection. Needed by a process that can lead."`
 	TradingHours    string   `name:"trading-hours" enum:"us,always,never" default:"us" help:"When an upstream that answers pings and sends no events is taken for stalled, if its flow was steady before: us (while US stocks or options trade; in no other market), always or never."`
 	CanaryTopics    []string `name:"canary-topics" default:"stocks:A.SPY" placeholder:"MARKET:TOPIC" help:"Topics that have events every few seconds from 09:30 to 16:00 in New York, subscribed by the leader itself: 10s without any event are a stall then. Empty: none. Not used with --trading-hours=never."`
+	TopicSlots      []string `name:"topic-slots" default:"options:Q:1000" placeholder:"MARKET:PREFIX:COUNT" help:"How many tickers of a prefix the vendor serves on one connection; more are refused. Empty: any number."`
+	Firehose        []string `name:"firehose" placeholder:"MARKET:PREFIX" help:"Prefixes that are subscribed whole, as in stocks:T, whatever clients want: a new topic does not wait for the vendor, at the price of all the events. Not where --topic-slots bounds them."`
 	EdgeQueueBytes  int      `name:"edge-queue-bytes" default:"16777216" help:"Bytes that may wait for one edge and market; beyond, its stream is cut and its clients are told of a gap."`
 
 	Leader             string        `name:"leader" enum:"kubernetes,redis,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), redis (the holder of the market's lease in Redis), static (this process, for every market; there must be no other) or standby (never this process)."`
@@ -70,6 +73,9 @@ var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 // marketName is what can be an element of a URL's path and a metric label.
 var marketName = regexp.MustCompile(`^[a-z]{1,32}$`)
+
+// topicPrefix is a type of events.
+var topicPrefix = regexp.MustCompile(`^[A-Z]{1,8}$`)
 
 // canaryTopic is one ticker of a type of events.
 var canaryTopic = regexp.MustCompile(`^[A-Z]{1,8}\.[A-Za-z0-9][A-Za-z0-9.:/_-]{0,31}$`)
@@ -97,6 +103,14 @@ func (o Options) Validate() error {
 		market, topic, _ := strings.Cut(canary, ":")
 		check(marketName.MatchString(market) && canaryTopic.MatchString(topic),
 			"--canary-topics has %q, must be a market and a topic of one ticker, as in stocks:A.SPY", canary)
+	}
+	slots, err := o.topicSlots()
+	check(err == nil, "%w", err)
+	for _, firehose := range o.Firehose {
+		market, prefix, _ := strings.Cut(firehose, ":")
+		check(marketName.MatchString(market) && topicPrefix.MatchString(prefix),
+			"--firehose has %q, must be a market and a prefix, as in stocks:T", firehose)
+		check(slots[market][prefix] == 0, "--firehose has %q, of which --topic-slots says that the vendor serves it by the ticker", firehose)
 	}
 	check(o.EdgeQueueBytes >= minEdgeQueue, "--edge-queue-bytes is %d, must be at least %d", o.EdgeQueueBytes, minEdgeQueue)
 	switch o.Leader {
@@ -143,7 +157,10 @@ func (o Options) lease() leader.LeaseConfig {
 
 // upstream is what a market's upstream is made from.
 func (o Options) upstream(market string) upstream.Config {
-	c := upstream.Config{URL: o.UpstreamURL, KeyFile: o.UpstreamKeyFile, Hours: calendar.Never}
+	c := upstream.Config{URL: o.UpstreamURL, KeyFile: o.UpstreamKeyFile, Hours: calendar.Never, Firehose: ofMarket(o.Firehose, market)}
+	if slots, err := o.topicSlots(); err == nil {
+		c.Slots = slots[market]
+	}
 	switch {
 	case o.TradingHours == hoursNever:
 		return c
@@ -154,12 +171,39 @@ func (o Options) upstream(market string) upstream.Config {
 	case market == "options":
 		c.Hours = calendar.Options
 	}
-	for _, canary := range o.CanaryTopics {
-		if topic, ok := strings.CutPrefix(canary, market+":"); ok {
-			c.Canaries = append(c.Canaries, topic)
+	c.Canaries = ofMarket(o.CanaryTopics, market)
+	return c
+}
+
+// ofMarket returns what is behind MARKET: in the elements of a market.
+func ofMarket(list []string, market string) (rest []string) {
+	for _, element := range list {
+		if what, ok := strings.CutPrefix(element, market+":"); ok {
+			rest = append(rest, what)
 		}
 	}
-	return c
+	return rest
+}
+
+// topicSlots reads --topic-slots: counts by market and prefix.
+func (o Options) topicSlots() (map[string]map[string]int, error) {
+	slots := make(map[string]map[string]int)
+	for _, element := range o.TopicSlots {
+		market, rest, _ := strings.Cut(element, ":")
+		prefix, count, _ := strings.Cut(rest, ":")
+		n, err := strconv.Atoi(count)
+		if !marketName.MatchString(market) || !topicPrefix.MatchString(prefix) || err != nil || n < 1 {
+			return nil, fmt.Errorf("--topic-slots has %q, must be a market, a prefix and a count of at least 1, as in options:Q:1000", element)
+		}
+		if slots[market] == nil {
+			slots[market] = make(map[string]int)
+		}
+		if slots[market][prefix] != 0 {
+			return nil, fmt.Errorf("--topic-slots has %s:%s twice", market, prefix)
+		}
+		slots[market][prefix] = n
+	}
+	return slots, nil
 }
 
 // validUpstream refuses what would carry a key in the URL.

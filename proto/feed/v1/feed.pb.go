@@ -140,6 +140,9 @@ const (
 	TopicProblem_TOPIC_PROBLEM_NOT_ACKNOWLEDGED TopicProblem = 1
 	// The vendor answered "not authorized" and never acknowledged the topic.
 	TopicProblem_TOPIC_PROBLEM_NOT_AUTHORIZED TopicProblem = 2
+	// The vendor serves only so many topics of this kind, and all are taken. The
+	// edge drops the topic; whoever asks for it again may find room.
+	TopicProblem_TOPIC_PROBLEM_NO_SLOT TopicProblem = 3
 )
 
 // Enum value maps for TopicProblem.
@@ -148,11 +151,13 @@ var (
 		0: "TOPIC_PROBLEM_UNSPECIFIED",
 		1: "TOPIC_PROBLEM_NOT_ACKNOWLEDGED",
 		2: "TOPIC_PROBLEM_NOT_AUTHORIZED",
+		3: "TOPIC_PROBLEM_NO_SLOT",
 	}
 	TopicProblem_value = map[string]int32{
 		"TOPIC_PROBLEM_UNSPECIFIED":      0,
 		"TOPIC_PROBLEM_NOT_ACKNOWLEDGED": 1,
 		"TOPIC_PROBLEM_NOT_AUTHORIZED":   2,
+		"TOPIC_PROBLEM_NO_SLOT":          3,
 	}
 )
 
@@ -1106,11 +1111,12 @@ const file_feed_v1_feed_proto_rawDesc = "" +
 	"\rUpstreamState\x12\x1e\n" +
 	"\x1aUPSTREAM_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13UPSTREAM_STATE_DOWN\x10\x01\x12\x17\n" +
-	"\x13UPSTREAM_STATE_LIVE\x10\x02*s\n" +
+	"\x13UPSTREAM_STATE_LIVE\x10\x02*\x8e\x01\n" +
 	"\fTopicProblem\x12\x1d\n" +
 	"\x19TOPIC_PROBLEM_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eTOPIC_PROBLEM_NOT_ACKNOWLEDGED\x10\x01\x12 \n" +
-	"\x1cTOPIC_PROBLEM_NOT_AUTHORIZED\x10\x022U\n" +
+	"\x1cTOPIC_PROBLEM_NOT_AUTHORIZED\x10\x02\x12\x19\n" +
+	"\x15TOPIC_PROBLEM_NO_SLOT\x10\x032U\n" +
 	"\vFeedService\x12F\n" +
 	"\tSubscribe\x12\x19.feed.v1.SubscribeRequest\x1a\x1a.feed.v1.SubscribeResponse(\x010\x01B3Z1github.com/cutemarkets/relay/proto/feed/v1;feedv1b\x06proto3"
 

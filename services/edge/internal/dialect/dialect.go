@@ -6,6 +6,7 @@ package dialect
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/cutemarkets/relay/services/internal/secret"
@@ -15,6 +16,7 @@ import (
 type Policy struct {
 	MaxMessage     int           // bytes of one inbound message
 	MaxTopics      int           // topics per socket
+	MaxScarce      int           // of these, Scarce ones
 	CommandRate    float64       // inbound messages per second, sustained
 	CommandBurst   int           // inbound messages at once
 	CredentialWait time.Duration // for an in-band credential; 0: none is taken
@@ -47,8 +49,22 @@ type Param struct {
 	Problem string // empty, or why this param is refused (user-visible text)
 }
 
-// TopicLimit is the Problem of a topic beyond Policy.MaxTopics.
-const TopicLimit = "the connection has as many topics as it may have"
+// Problems of a topic.
+const (
+	// TopicLimit is that of one beyond Policy.MaxTopics.
+	TopicLimit = "the connection has as many topics as it may have"
+	// ScarceLimit is that of one beyond Policy.MaxScarce.
+	ScarceLimit = "the connection has as many option quotes as it may have"
+	// NoSlot is that of one for which the vendor has no room.
+	NoSlot = "all slots for option quotes are taken, try again later"
+	// NotAcknowledged and NotAuthorized are what the vendor said, or did not say.
+	NotAcknowledged = "not acknowledged by the data source"
+	NotAuthorized   = "not authorized at the data source"
+)
+
+// Scarce reports whether a topic is one of those of which the vendor serves only
+// so many to all clients together: option quotes.
+func Scarce(market, topic string) bool { return market == "options" && strings.HasPrefix(topic, "Q.") }
 
 // Command is a decoded client message. It is reused: Params is valid until the
 // next Decode, the strings and the Reply for good.

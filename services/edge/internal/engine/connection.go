@@ -330,22 +330,26 @@ func (c *connection) Live(market string) {
 }
 
 // Subscribe implements session.Host.
-func (c *connection) Subscribe(topic string) bool {
+func (c *connection) Subscribe(topic string) (problem string) {
 	m := c.market()
 	slot, known := m.slots[topic]
 	at := 0
 	if known {
 		var have bool
 		if at, have = c.find(slot); have {
-			return true
+			return ""
 		}
 	}
-	if len(c.topics) >= c.encoding().policy.MaxTopics {
-		return false
+	policy := &c.encoding().policy
+	if len(c.topics) >= policy.MaxTopics {
+		return dialect.TopicLimit
+	}
+	if dialect.Scarce(m.name, topic) && c.scarce() >= policy.MaxScarce {
+		return dialect.ScarceLimit
 	}
 	if !known {
 		if slot, known = m.add(topic); !known {
-			return false
+			return dialect.TopicLimit
 		}
 		at, _ = c.find(slot)
 	}
@@ -355,7 +359,18 @@ func (c *connection) Subscribe(topic string) bool {
 	}
 	c.topics = slices.Insert(c.topics, at, subscription{topic: slot, position: int32(len(t.subscribers))})
 	t.subscribers = append(t.subscribers, c.ref.slot)
-	return true
+	return ""
+}
+
+// scarce counts the connection's scarce topics.
+func (c *connection) scarce() (n int) {
+	m := c.market()
+	for _, s := range c.topics {
+		if dialect.Scarce(m.name, m.topics[s.topic].name) {
+			n++
+		}
+	}
+	return n
 }
 
 // Unsubscribe implements session.Host.

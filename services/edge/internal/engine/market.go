@@ -1,18 +1,13 @@
 package engine
 
 import (
+	"slices"
 	"strings"
 	"time"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/edge/internal/dialect"
 	"github.com/cutemarkets/relay/services/edge/internal/feed"
-)
-
-// What clients are told when the vendor does not serve a topic.
-const (
-	textNotAcknowledged = "not acknowledged by the data source"
-	textNotAuthorized   = "not authorized at the data source"
 )
 
 // market is what a shard knows of one market. Owned by the shard.
@@ -155,11 +150,16 @@ func (m *market) tell(c *connection, gap []byte) {
 	m.shard.stats.gaps.Add(1)
 }
 
-// notice tells the subscribers of topics that the vendor does not serve them.
+// notice tells the subscribers of topics that the vendor does not serve them. They
+// keep their topic, for the vendor may come to serve it, unless there is no slot for
+// it: then they must ask again.
 func (m *market) notice(n *notice) {
-	text := textNotAcknowledged
-	if n.problem == feedv1.TopicProblem_TOPIC_PROBLEM_NOT_AUTHORIZED {
-		text = textNotAuthorized
+	text, refused := dialect.NotAcknowledged, false
+	switch n.problem {
+	case feedv1.TopicProblem_TOPIC_PROBLEM_NOT_AUTHORIZED:
+		text = dialect.NotAuthorized
+	case feedv1.TopicProblem_TOPIC_PROBLEM_NO_SLOT:
+		text, refused = dialect.NoSlot, true
 	}
 	for _, id := range n.ids {
 		slot := feed.Slot(id)
@@ -170,8 +170,12 @@ func (m *market) notice(n *notice) {
 		for _, e := range m.shard.encodings {
 			e.notice = e.dialect.TopicProblem(t.name, text)
 		}
-		for _, subscriber := range t.subscribers {
+		name := t.name
+		for _, subscriber := range slices.Clone(t.subscribers) {
 			c := m.shard.slots[subscriber].connection
+			if refused {
+				c.Unsubscribe(name)
+			}
 			c.Send(c.encoding().notice)
 			m.shard.timers.set(subscriber, m.shard.clock(), m.shard.clock()) // settles it; not here, where the subscribers must stay
 		}

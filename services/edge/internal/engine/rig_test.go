@@ -33,6 +33,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type plain struct {
 	policy dialect.Policy
 	hold   time.Duration
+	market string // asked for by all; empty: stocks
 
 	mu      sync.Mutex
 	encoded int
@@ -40,19 +41,27 @@ type plain struct {
 
 func newPlain() *plain {
 	return &plain{policy: dialect.Policy{
-		MaxMessage: 16 << 10, MaxTopics: 1000, CommandRate: 20, CommandBurst: 50, CredentialWait: 10 * time.Second,
+		MaxMessage: 16 << 10, MaxTopics: 1000, MaxScarce: 1000, CommandRate: 20, CommandBurst: 50, CredentialWait: 10 * time.Second,
 	}}
 }
 
 func (d *plain) Name() string                        { return "plain" }
 func (d *plain) Policy() dialect.Policy              { return d.policy }
-func (d *plain) Open(*http.Request) dialect.Opening  { return opening() }
 func (d *plain) Greeting() []byte                    { return []byte("hello") }
 func (d *plain) Welcome() []byte                     { return []byte("welcome") }
 func (d *plain) Signin(r dialect.Reason) []byte      { return []byte("signin " + r.String()) }
 func (d *plain) TopicProblem(topic, p string) []byte { return []byte("problem " + topic + ": " + p) }
 func (d *plain) Slow() []byte                        { return []byte("slow") }
 func (d *plain) Envelope() (string, string, string)  { return "[", ",", "]" }
+
+// Open implements dialect.Dialect.
+func (d *plain) Open(*http.Request) dialect.Opening {
+	o := opening()
+	if d.market != "" {
+		o.Market = d.market
+	}
+	return o
+}
 
 // Conflatable implements dialect.Dialect: events such as "A=1", by what is left of
 // the equals sign.

@@ -198,7 +198,33 @@ func TestMessagesKeepTheirOrderAmongEvents(t *testing.T) {
 		b.batch(event{"2", "T.A", ""})
 		b.say(r, "sub T.B")
 		b.round()
-		b.expect(r, "[1]", "problem T.A: "+textNotAuthorized, "[2]", "ok T.B")
+		b.expect(r, "[1]", "problem T.A: "+dialect.NotAuthorized, "[2]", "ok T.B")
+	})
+}
+
+// TestNoSlot: a topic for which the vendor has no slot is gone, and can be asked
+// for again.
+func TestNoSlot(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, b *bench) {
+		r, s := b.connect("T.A T.B"), b.connect("T.A")
+		first := b.topics.id("T.A")
+		b.batch(event{"1", "T.A", ""})
+		b.tell(inputNotice, &notice{ids: []uint32{first}, problem: feedv1.TopicProblem_TOPIC_PROBLEM_NO_SLOT})
+		b.batch(event{"2", "T.B", ""})
+		b.round()
+		b.expect(r, "[1]", "problem T.A: "+dialect.NoSlot, "[2]")
+		b.expect(s, "[1]", "problem T.A: "+dialect.NoSlot)
+		b.say(s, "sub T.A")
+		b.round()
+		b.expect(s, "ok T.A")
+		if id := b.topics.id("T.A"); id == first {
+			t.Error("the topic has kept its id")
+		}
+		b.batch(event{"3", "T.A", ""})
+		b.round()
+		b.expect(r)
+		b.expect(s, "[3]")
 	})
 }
 

@@ -97,6 +97,24 @@ func TestTopicsOfASocketAreLimited(t *testing.T) {
 	})
 }
 
+func TestQuotesOfOptionsAreLimited(t *testing.T) {
+	t.Parallel()
+	bothKinds(t, func(t *testing.T, kind Kind) {
+		for market, problem := range map[string]string{"stocks": "", "options": dialect.ScarceLimit} {
+			r := newRig(t, kind, func(c *Config) { c.Markets["options"] = newTable() })
+			r.dialect.market, r.dialect.policy.MaxScarce = market, 2
+			p := r.dial()
+			p.expect("hello", "welcome")
+			p.say("sub Q.A T.A Q.B Q.A T.B Q.C T.C")
+			p.expect("ok Q.A T.A Q.B Q.A T.B Q.C" + problem + " T.C")
+			p.say("unsub Q.A")
+			p.expect("ok Q.A")
+			p.say("sub Q.C")
+			p.expect("ok Q.C")
+		}
+	})
+}
+
 func TestBytesSentWithTheHandshakeAreNotLost(t *testing.T) {
 	t.Parallel()
 	bothKinds(t, func(t *testing.T, kind Kind) {

@@ -24,7 +24,7 @@ func (nobody) Acquire(principal.Principal)                      {}
 func (nobody) Release()                                         {}
 func (nobody) Hold(_ string, least time.Duration) time.Duration { return least }
 func (nobody) Live(string)                                      {}
-func (nobody) Subscribe(string) bool                            { return true }
+func (nobody) Subscribe(string) string                          { return "" }
 func (nobody) Unsubscribe(string)                               {}
 func (nobody) Stop()                                            {}
 func (nobody) Close(uint16, string, dialect.Reason)             {}

@@ -109,8 +109,8 @@ func (s *Session) changeTopics(c *dialect.Command) {
 		case p.Problem != "":
 		case c.Op == dialect.OpUnsubscribe:
 			s.host.Unsubscribe(p.Topic)
-		case !s.host.Subscribe(p.Topic):
-			p.Problem = dialect.TopicLimit
+		default:
+			p.Problem = s.host.Subscribe(p.Topic)
 		}
 		if s.state != live {
 			return

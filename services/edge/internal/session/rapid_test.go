@@ -160,13 +160,13 @@ func (m *model) Hold(user string, least time.Duration) time.Duration {
 	return rapid.SampledFrom([]time.Duration{least, 30 * time.Second}).Draw(m.t, "hold")
 }
 
-func (m *model) Subscribe(string) bool {
+func (m *model) Subscribe(string) (problem string) {
 	m.open("subscribe")
 	if !m.delivering {
 		m.t.Fatal("subscribe without delivery")
 	}
 	m.wear()
-	return true
+	return ""
 }
 
 func (m *model) Unsubscribe(string) {

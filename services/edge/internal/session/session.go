@@ -55,9 +55,9 @@ type Host interface {
 	Hold(user string, least time.Duration) time.Duration
 	// Live begins the delivery of events and notices of the market.
 	Live(market string)
-	// Subscribe adds a topic; idempotent. It reports false when the socket has
-	// as many topics as its dialect allows.
-	Subscribe(topic string) bool
+	// Subscribe adds a topic; idempotent. It returns the problem why it cannot,
+	// as dialect.TopicLimit; empty: there is none.
+	Subscribe(topic string) (problem string)
 	// Unsubscribe removes a topic; idempotent.
 	Unsubscribe(topic string)
 	// Stop ends the delivery of events and drops all topics. Messages sent

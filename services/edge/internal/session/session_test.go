@@ -61,17 +61,17 @@ func (h *recorder) Hold(user string, least time.Duration) time.Duration {
 func (h *recorder) Live(market string)       { h.add("live %s", market) }
 func (h *recorder) Unsubscribe(topic string) { h.add("unsubscribe %s", topic) }
 func (h *recorder) Stop()                    { h.add("stop") }
-func (h *recorder) Subscribe(topic string) bool {
+func (h *recorder) Subscribe(topic string) (problem string) {
 	if h.topics == nil {
 		h.topics = map[string]bool{}
 	}
 	if !h.topics[topic] && h.maxTopics > 0 && len(h.topics) == h.maxTopics {
 		h.add("full %s", topic)
-		return false
+		return dialect.TopicLimit
 	}
 	h.topics[topic] = true
 	h.add("subscribe %s", topic)
-	return true
+	return ""
 }
 func (h *recorder) Close(code uint16, text string, r dialect.Reason) {
 	h.add("close %d %q %s", code, text, r)

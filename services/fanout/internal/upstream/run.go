@@ -67,6 +67,12 @@ type note struct {
 func newRun(u *Upstream, client *http.Client) *run {
 	r := &run{upstream: u, client: client, wake: make(chan struct{}, 1), holding: true}
 	r.session = NewSession(r, rand.Float64, u.config.Hours, u.config.Canaries)
+	for prefix, slots := range u.config.Slots {
+		r.session.Limit(prefix, slots)
+	}
+	for _, prefix := range u.config.Firehose {
+		r.session.Firehose(prefix)
+	}
 	return r
 }
 
@@ -108,6 +114,9 @@ func (r *run) lead(ctx context.Context, l leader.Leadership) {
 	}
 	market.Follow(time.Now())
 	r.upstream.state.Store(uint32(StateStandby))
+	for _, used := range r.upstream.slotsUsed {
+		used.Store(0)
+	}
 	r.upstream.log.Info("no longer leading", slog.String("epoch", l.Epoch.String()))
 }
 
@@ -145,6 +154,9 @@ func (r *run) input(f func(now time.Time)) {
 	f(r.now)
 	r.upstream.router.Unacknowledged(r.session.Unacknowledged())
 	r.upstream.silenceLimit.Store(int64(r.session.SilenceLimit()))
+	for prefix, used := range r.upstream.slotsUsed {
+		used.Store(int64(r.session.SlotsUsed(prefix)))
+	}
 }
 
 func (r *run) signal() {
@@ -436,6 +448,9 @@ func (r *run) Lost(cause Cause) {
 // Problem implements Host.
 func (r *run) Problem(topics []string, problem feedv1.TopicProblem) {
 	r.upstream.router.Problem(topics, problem)
+	if problem == feedv1.TopicProblem_TOPIC_PROBLEM_NO_SLOT {
+		r.upstream.refused.Add(uint64(len(topics)))
+	}
 	if problem != feedv1.TopicProblem_TOPIC_PROBLEM_UNSPECIFIED {
 		r.noteLocked(slog.LevelWarn, "topics not served", slog.String("problem", problem.String()),
 			slog.Int("topics", len(topics)), slog.String("first", topics[0]))

@@ -14,7 +14,8 @@ const (
 	topicOff     topicPhase = iota // not subscribed, or not known to be
 	topicPending                   // subscribe sent, no ack yet
 	topicAcked
-	topicFailed // never acknowledged on this connection
+	topicFailed  // never acknowledged on this connection
+	topicRefused // there was no slot for it; not asked for before it is wanted anew
 )
 
 // topic is one that is wanted, or was a moment ago.
@@ -24,6 +25,7 @@ type topic struct {
 	phase     topicPhase
 	wanted    bool
 	canary    bool      // subscribed for the session itself once it is live
+	always    bool      // subscribed whether or not it is wanted
 	attempt   int       // subscribes sent
 	firstSent time.Time // of them
 	wait      uint64    // number of the newest entry in topics.waits
@@ -35,9 +37,14 @@ type topic struct {
 // kind is all topics of one prefix. The vendor may send an event twice that
 // both an exact topic and the wildcard ask for, so the exact topics are left out
 // while the wildcard stands for them.
+//
+// Of some kinds the vendor serves a connection only so many exact topics: each
+// takes a slot from its subscribe to its unsubscribe.
 type kind struct {
 	wildcard *topic // nil: not wanted
 	exact    map[string]*topic
+	slots    int // 0: no bound
+	used     int // of slots
 }
 
 // covers reports whether the wildcard stands for the exact topics: it is
@@ -45,6 +52,24 @@ type kind struct {
 func (k *kind) covers() bool {
 	w := k.wildcard
 	return w != nil && (w.phase == topicAcked || w.phase == topicPending && w.attempt == 1)
+}
+
+// full reports whether another exact topic would be one too many.
+func (k *kind) full() bool { return k.slots > 0 && k.used >= k.slots }
+
+// idle returns a topic that has a slot and is not wanted any more, or nil.
+func (k *kind) idle() *topic {
+	for _, t := range k.exact {
+		if !t.wanted && !t.canary && t.takesSlot() {
+			return t
+		}
+	}
+	return nil
+}
+
+// takesSlot reports whether the vendor has the topic, or may have it.
+func (t *topic) takesSlot() bool {
+	return t.phase == topicPending || t.phase == topicAcked || t.phase == topicFailed
 }
 
 // timer is an entry of a list of equal waits, which is so in order of time. It
@@ -65,8 +90,10 @@ type topics struct {
 	lingers       []timer
 	timers        uint64 // made
 	notAuthorized time.Time
+	vacate        []string // unsubscribes to be sent before subscribe: they make room
 	subscribe     []string // to be sent
 	unsubscribe   []string // to be sent behind subscribe
+	refused       []string // to be told
 }
 
 func newTopics() topics {
@@ -76,7 +103,13 @@ func newTopics() topics {
 // forget tells that there is no connection any more.
 func (ts *topics) forget() {
 	for _, t := range ts.byName {
-		t.phase, t.late = topicOff, false
+		if t.phase != topicRefused { // or it would take the slot of one that was served
+			t.phase = topicOff
+		}
+		t.late = false
+	}
+	for _, k := range ts.kinds {
+		k.used = 0
 	}
 	ts.unacked = 0
 	ts.waits = nil
@@ -108,11 +141,7 @@ func (ts *topics) topic(name string) *topic {
 		return t
 	}
 	prefix, ticker, _ := strings.Cut(name, ".")
-	k := ts.kinds[prefix]
-	if k == nil {
-		k = &kind{exact: make(map[string]*topic)}
-		ts.kinds[prefix] = k
-	}
+	k := ts.kind(prefix)
 	t := &topic{name: name, kind: k}
 	ts.byName[name] = t
 	if ticker == "*" {
@@ -123,12 +152,40 @@ func (ts *topics) topic(name string) *topic {
 	return t
 }
 
+func (ts *topics) kind(prefix string) *kind {
+	k := ts.kinds[prefix]
+	if k == nil {
+		k = &kind{exact: make(map[string]*topic)}
+		ts.kinds[prefix] = k
+	}
+	return k
+}
+
+// Limit bounds the topics of a prefix, its wildcard left out, that are subscribed
+// at a time. What is wanted beyond is refused (TOPIC_PROBLEM_NO_SLOT), for good: it
+// must be removed and added to be tried again. It comes before Start.
+func (s *Session) Limit(prefix string, slots int) { s.topics.kind(prefix).slots = slots }
+
+// SlotsUsed is how many of a prefix's slots are taken.
+func (s *Session) SlotsUsed(prefix string) int { return s.topics.kind(prefix).used }
+
+// Firehose subscribes the wildcard of a prefix for as long as there is a
+// connection, so that no exact topic has to wait for the vendor. It comes before
+// Start.
+func (s *Session) Firehose(prefix string) {
+	s.topics.topic(prefix + ".*").always = true
+}
+
 func (s *Session) add(now time.Time, name string) {
 	if len(s.topics.byName) == 0 {
 		s.watch.forget(now)
 	}
 	t := s.topics.topic(name)
 	t.wanted = true
+	if t.phase == topicRefused {
+		t.phase = topicOff
+		s.solved(t)
+	}
 	s.ensure(now, t)
 }
 
@@ -146,7 +203,13 @@ func (s *Session) remove(now time.Time, name string) {
 
 // ensure subscribes a topic unless it is, or need not be.
 func (s *Session) ensure(now time.Time, t *topic) {
-	if s.phase != phaseOpen || !t.wanted && !s.canaryDue(t) || t.phase != topicOff || t != t.kind.wildcard && t.kind.covers() {
+	k := t.kind
+	if s.phase != phaseOpen || !t.wanted && !t.always && !s.canaryDue(t) || t.phase != topicOff || t != k.wildcard && k.covers() {
+		return
+	}
+	if t != k.wildcard && !s.takeSlot(now, k) {
+		t.phase, t.problem = topicRefused, true
+		s.topics.refused = append(s.topics.refused, t.name)
 		return
 	}
 	t.phase = topicPending
@@ -154,6 +217,20 @@ func (s *Session) ensure(now time.Time, t *topic) {
 	t.firstSent = now
 	s.topics.unacked++
 	s.send(now, t)
+}
+
+// takeSlot takes a slot, from a topic that lingers if there is no other. false:
+// there is none.
+func (s *Session) takeSlot(now time.Time, k *kind) bool {
+	if k.full() {
+		idle := k.idle()
+		if idle == nil {
+			return false
+		}
+		s.drop(now, idle)
+	}
+	k.used++
+	return true
 }
 
 // ensureExact subscribes the exact topics of a kind that need it.
@@ -184,12 +261,21 @@ func (s *Session) subscribeAll(now time.Time) {
 
 // cancel unsubscribes a topic if it is, or may be, subscribed.
 func (s *Session) cancel(t *topic) {
-	switch t.phase {
-	case topicPending:
-		s.topics.unacked--
-		s.topics.unsubscribe = append(s.topics.unsubscribe, t.name)
-	case topicAcked, topicFailed:
-		s.topics.unsubscribe = append(s.topics.unsubscribe, t.name)
+	ts := &s.topics
+	if t.phase == topicPending {
+		ts.unacked--
+	}
+	if t.takesSlot() {
+		switch k := t.kind; {
+		case t == k.wildcard:
+			ts.unsubscribe = append(ts.unsubscribe, t.name)
+		case k.slots > 0:
+			k.used--
+			ts.vacate = append(ts.vacate, t.name)
+		default:
+			k.used--
+			ts.unsubscribe = append(ts.unsubscribe, t.name)
+		}
 	}
 	t.phase, t.late = topicOff, false
 	s.solved(t)
@@ -275,37 +361,49 @@ func (s *Session) unlinger(now time.Time) {
 		l := ts.lingers[0]
 		ts.lingers = ts.lingers[1:]
 		t := l.topic
-		if t.wanted || t.canary || t.linger != l.number {
-			continue
-		}
-		s.cancel(t)
-		delete(ts.byName, t.name)
-		k := t.kind
-		s.watch.leave(now, len(ts.byName), t == k.wildcard)
-		if t == k.wildcard {
-			k.wildcard = nil
-			s.ensureExact(now, k)
-		} else {
-			delete(k.exact, t.name)
-		}
-		if k.wildcard == nil && len(k.exact) == 0 {
-			prefix, _, _ := strings.Cut(t.name, ".")
-			delete(ts.kinds, prefix)
+		if !t.wanted && !t.canary && !t.always && t.linger == l.number {
+			s.drop(now, t)
 		}
 	}
 	s.flush()
 }
 
-// flush sends what has been collected: first subscribes, then unsubscribes.
+// drop forgets a topic that nobody wants.
+func (s *Session) drop(now time.Time, t *topic) {
+	ts, k := &s.topics, t.kind
+	s.cancel(t)
+	t.linger = 0 // its timer, if there is one, has lost its meaning
+	delete(ts.byName, t.name)
+	s.watch.leave(now, len(ts.byName), t == k.wildcard)
+	if t == k.wildcard {
+		k.wildcard = nil
+		s.ensureExact(now, k)
+	} else {
+		delete(k.exact, t.name)
+	}
+	if k.wildcard == nil && len(k.exact) == 0 && k.slots == 0 {
+		prefix, _, _ := strings.Cut(t.name, ".")
+		delete(ts.kinds, prefix)
+	}
+}
+
+// flush sends what has been collected: first what makes room, then subscribes,
+// then unsubscribes, and tells what was refused.
 func (s *Session) flush() {
 	ts := &s.topics
+	for _, message := range commands("unsubscribe", ts.vacate) {
+		s.host.Send(message)
+	}
 	for _, message := range commands("subscribe", ts.subscribe) {
 		s.host.Send(message)
 	}
 	for _, message := range commands("unsubscribe", ts.unsubscribe) {
 		s.host.Send(message)
 	}
-	ts.subscribe, ts.unsubscribe = nil, nil
+	if len(ts.refused) > 0 {
+		s.host.Problem(ts.refused, feedv1.TopicProblem_TOPIC_PROBLEM_NO_SLOT)
+	}
+	ts.vacate, ts.subscribe, ts.unsubscribe, ts.refused = nil, nil, nil, nil
 }
 
 // Bounds of one message to the vendor, whose own limit is not known.

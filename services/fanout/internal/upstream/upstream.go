@@ -51,6 +51,8 @@ type Upstream struct {
 	lost         [causeEnd]atomic.Uint64
 	malformed    []atomic.Uint64 // by router.Fault
 	silenceLimit atomic.Int64    // nanoseconds; see Session.SilenceLimit
+	slotsUsed    map[string]*atomic.Int64
+	refused      atomic.Uint64 // topics, for want of a slot
 }
 
 // Config says where the vendor is and what is expected of it.
@@ -59,6 +61,8 @@ type Config struct {
 	KeyFile  string         // with the vendor's key, read at each connection
 	Hours    calendar.Hours // of trading, outside of which silence means nothing
 	Canaries []string       // topics that are never silent in regular trading
+	Slots    map[string]int // how many exact topics the vendor serves, by prefix; none: as many as wanted
+	Firehose []string       // prefixes whose wildcard is always subscribed
 }
 
 // times are the waits of the socket.
@@ -72,7 +76,7 @@ type times struct {
 
 // New makes the upstream of the router's market.
 func New(c Config, r *router.Router, log *slog.Logger) *Upstream {
-	return &Upstream{
+	u := &Upstream{
 		url:    strings.TrimRight(c.URL, "/") + "/" + r.Market(),
 		config: c,
 		router: r,
@@ -86,7 +90,12 @@ func New(c Config, r *router.Router, log *slog.Logger) *Upstream {
 		},
 		dial:      http.DefaultTransport.(*http.Transport).DialContext,
 		malformed: make([]atomic.Uint64, len(router.AllFaults())),
+		slotsUsed: make(map[string]*atomic.Int64),
 	}
+	for prefix := range c.Slots {
+		u.slotsUsed[prefix] = new(atomic.Int64)
+	}
+	return u
 }
 
 // Run leads the market: it holds the vendor's feed until ctx ends, and returns
@@ -121,9 +130,15 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 		metric.WithDescription("Ends of upstream connections, and attempts that made none, by cause."))
 	limit, err5 := meter.Float64ObservableGauge("relay_fanout_upstream_silence_limit_seconds",
 		metric.WithDescription("The silence of the upstream that counts as a stall; 0: none does. After stall upon stall it grows from 10 to 300."))
+	slots, err6 := meter.Int64ObservableGauge("relay_fanout_topic_slots",
+		metric.WithDescription("How many topics of a prefix the vendor serves."))
+	used, err7 := meter.Int64ObservableGauge("relay_fanout_topic_slots_used",
+		metric.WithDescription("Topics of a prefix that are subscribed at the vendor, where it serves only so many."))
+	refused, err8 := meter.Int64ObservableCounter("relay_fanout_topics_refused_total",
+		metric.WithDescription("Topics refused because all slots were taken."))
 	malformed, err4 := meter.Int64ObservableCounter("relay_fanout_malformed_total",
 		metric.WithDescription("Upstream frames, rests of frames, and events dropped as malformed, by reason."))
-	for _, err := range []error{err1, err2, err3, err4, err5} {
+	for _, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8} {
 		if err != nil {
 			return fmt.Errorf("upstream: metrics: %w", err)
 		}
@@ -134,6 +149,12 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 			o.ObserveInt64(state, int64(u.state.Load()), metric.WithAttributes(market))
 			o.ObserveFloat64(last, float64(u.lastMessage.Load())/1e9, metric.WithAttributes(market))
 			o.ObserveFloat64(limit, time.Duration(u.silenceLimit.Load()).Seconds(), metric.WithAttributes(market))
+			o.ObserveInt64(refused, int64(u.refused.Load()), metric.WithAttributes(market))
+			for prefix, n := range u.config.Slots {
+				of := metric.WithAttributes(market, attribute.String("ev", prefix))
+				o.ObserveInt64(slots, int64(n), of)
+				o.ObserveInt64(used, u.slotsUsed[prefix].Load(), of)
+			}
 			for cause := CauseNone + 1; cause < causeEnd; cause++ {
 				o.ObserveInt64(lost, int64(u.lost[cause].Load()),
 					metric.WithAttributes(market, attribute.String("cause", cause.String())))
@@ -144,7 +165,7 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 			}
 		}
 		return nil
-	}, state, last, lost, malformed, limit)
+	}, state, last, lost, malformed, limit, slots, used, refused)
 	if err != nil {
 		return fmt.Errorf("upstream: metrics: %w", err)
 	}

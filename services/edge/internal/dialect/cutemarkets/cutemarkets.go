@@ -22,8 +22,10 @@ const (
 	// option contracts takes 23 KB, so a smaller bound would refuse lists that
 	// MaxTopics allows.
 	DefaultMaxMessage = 64 << 10
-	// DefaultMaxTopics is also what the vendor allows of option quotes.
-	DefaultMaxTopics = 1000
+	DefaultMaxTopics  = 1000
+	// DefaultMaxQuotes is a quarter of what the vendor serves to all clients
+	// together.
+	DefaultMaxQuotes = 250
 
 	maxParams      = 1000 // topics in one message
 	commandRate    = 20
@@ -36,6 +38,7 @@ type Options struct {
 	Markets    []string // markets whose stream is configured, of stocks and options
 	InBandAuth bool     // whether {"action":"auth"} may bring the first credential
 	MaxTopics  int      // topics per socket; 0: DefaultMaxTopics
+	MaxQuotes  int      // of these, option quotes; 0: DefaultMaxQuotes
 	MaxMessage int      // bytes of one inbound message, at most DefaultMaxMessage; 0: DefaultMaxMessage
 }
 
@@ -46,8 +49,8 @@ func (o Options) Validate() error {
 			return fmt.Errorf("unknown market %q", name)
 		}
 	}
-	if o.MaxTopics < 0 {
-		return errors.New("max topics is negative")
+	if o.MaxTopics < 0 || o.MaxQuotes < 0 {
+		return errors.New("max topics or max quotes is negative")
 	}
 	if o.MaxMessage != 0 && (o.MaxMessage < 1<<10 || o.MaxMessage > DefaultMaxMessage) {
 		return fmt.Errorf("max message is not within 1024..%d bytes", DefaultMaxMessage)
@@ -73,6 +76,7 @@ func New(o Options) *Dialect {
 		policy: dialect.Policy{
 			MaxMessage:   DefaultMaxMessage,
 			MaxTopics:    DefaultMaxTopics,
+			MaxScarce:    DefaultMaxQuotes,
 			CommandRate:  commandRate,
 			CommandBurst: commandBurst,
 			Exclusive:    true,
@@ -80,6 +84,9 @@ func New(o Options) *Dialect {
 	}
 	if o.MaxTopics > 0 {
 		d.policy.MaxTopics = o.MaxTopics
+	}
+	if o.MaxQuotes > 0 {
+		d.policy.MaxScarce = o.MaxQuotes
 	}
 	if o.MaxMessage > 0 {
 		d.policy.MaxMessage = o.MaxMessage
