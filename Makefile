@@ -13,7 +13,11 @@ PLATFORM ?= linux/$(shell go env GOARCH)
 ARGS     ?=
 # Where a cluster finds the images, if it knows their registry by another name than this machine.
 IMAGE_REGISTRY ?= $(KO_DOCKER_REPO)
-KIND     := KUBECONFIG=$(CURDIR)/.kind/kubeconfig KO_DOCKER_REPO=localhost:5001
+# How the test of a cluster lets the API server stand still for a while, on the machine of that server.
+API_PAUSE  ?= pkill -STOP -x kube-apiserver
+API_RESUME ?= pkill -CONT -x kube-apiserver
+KIND     := KUBECONFIG=$(CURDIR)/.kind/kubeconfig KO_DOCKER_REPO=localhost:5001 \
+	API_PAUSE='docker exec relay-control-plane pkill -STOP -x kube-apiserver' API_RESUME='docker exec relay-control-plane pkill -CONT -x kube-apiserver'
 
 .PHONY: help
 help: ## Print this help
@@ -118,7 +122,7 @@ deploy: cluster-given images ## Install the chart with a simulated vendor on any
 .PHONY: cluster-test
 cluster-test: IMAGES += hack/watch/cmd/watch
 cluster-test: cluster-given images ## Test the chart on any cluster, in a namespace of its own (KUBECONFIG=… KO_DOCKER_REPO=… KEEP=1)
-	@IMAGE_REGISTRY=$(IMAGE_REGISTRY) TAG=$(TAG) go test -tags kubernetes -count 1 -timeout 30m -v ./hack/e2e/kubernetes
+	@IMAGE_REGISTRY=$(IMAGE_REGISTRY) TAG=$(TAG) API_PAUSE='$(API_PAUSE)' API_RESUME='$(API_RESUME)' go test -tags kubernetes -count 1 -timeout 30m -v ./hack/e2e/kubernetes
 
 .PHONY: cluster-given
 cluster-given:

@@ -31,6 +31,8 @@ type settings struct {
 	registry string // as the cluster sees it
 	tag      string
 	redis    string // image
+	pause    string // command that lets the API server stand still
+	resume   string // command that lets it go on
 	keep     bool
 }
 
@@ -42,7 +44,8 @@ func readSettings(t *testing.T) settings {
 		}
 	}
 	s := settings{
-		registry: os.Getenv("IMAGE_REGISTRY"), tag: os.Getenv("TAG"), redis: os.Getenv("REDIS_IMAGE"), keep: os.Getenv("KEEP") != "",
+		registry: os.Getenv("IMAGE_REGISTRY"), tag: os.Getenv("TAG"), redis: os.Getenv("REDIS_IMAGE"),
+		pause: os.Getenv("API_PAUSE"), resume: os.Getenv("API_RESUME"), keep: os.Getenv("KEEP") != "",
 	}
 	if os.Getenv("KUBECONFIG") == "" || s.registry == "" || s.tag == "" {
 		t.Fatal("KUBECONFIG, IMAGE_REGISTRY or TAG is missing: run make cluster-test KUBECONFIG=FILE KO_DOCKER_REPO=registry.example.com/relay")
@@ -55,7 +58,7 @@ func readSettings(t *testing.T) settings {
 func install(t *testing.T, s settings) *kube {
 	t.Helper()
 	began := time.Now()
-	k := &kube{t: t, namespace: fmt.Sprintf("relay-test-%d", began.Unix()), logs: t.TempDir()}
+	k := &kube{t: t, namespace: fmt.Sprintf("relay-test-%d", began.Unix()), pause: s.pause, resume: s.resume, logs: t.TempDir()}
 	if s.keep {
 		k.logs = filepath.Join(os.TempDir(), k.namespace)
 		if err := os.Mkdir(k.logs, 0o700); err != nil {

@@ -27,6 +27,8 @@ type kube struct {
 	t         *testing.T
 	namespace string
 	api       string          // of `kubectl proxy`
+	pause     string          // command that stops the API server for a while
+	resume    string          // command that lets it go on
 	logs      string          // folder with the logs of all pods that ever were
 	history   feedsim.History // as of the last phase
 }
@@ -253,6 +255,27 @@ func (k *kube) until(within time.Duration, what string, ok func() bool) {
 			told = now
 		}
 		time.Sleep(250 * time.Millisecond)
+	}
+}
+
+// pauseAPI lets no request to the API server through for a minute.
+func (k *kube) pauseAPI() {
+	k.t.Helper()
+	const long = time.Minute
+	resume := func() error {
+		_, err := command(context.Background(), "", "sh", "-c", k.resume)
+		return err
+	}
+	k.t.Cleanup(func() { _ = resume() }) // if the test ends meanwhile
+	if _, err := command(k.t.Context(), "", "sh", "-c", k.pause); err != nil {
+		k.t.Fatalf("pausing the API server: %v; API_PAUSE and API_RESUME are the commands that do it", err)
+	}
+	time.Sleep(long)
+	if err := resume(); err != nil {
+		k.t.Fatal(err)
+	}
+	for component, replicas := range map[string]int{"edge": 2, "fanout": 2, "auth": 1} {
+		k.settled(component, replicas)
 	}
 }
 

@@ -30,19 +30,21 @@ type phase struct {
 	gap      time.Duration // data gap at most
 	closes   string        // the only close code there may be
 	handOver bool          // a market may be without its upstream socket for a while
+	calm     bool          // no client is told of a gap
 }
 
 var phases = []phase{
-	{"nothing", func(k *kube) { quiet(k, 10*time.Second) }, plannedGap, noCode, false},
-	{"delete the leader", func(k *kube) { remove(k) }, plannedGap, noCode, true},
-	{"delete the leader, grace 0", func(k *kube) { remove(k, "--grace-period=0", "--force") }, crashGap, noCode, true},
-	{"roll edge", func(k *kube) { roll(k, "edge", 2) }, plannedGap, restartCode, false},
-	{"roll fanout", func(k *kube) { roll(k, "fanout", 2) }, plannedGap, noCode, true},
-	{"roll auth", func(k *kube) { roll(k, "auth", 1) }, plannedGap, noCode, false},
-	{"edge 2 to 3", func(k *kube) { scale(k, "edge", 3) }, plannedGap, noCode, false},
-	{"edge 3 to 2", func(k *kube) { scale(k, "edge", 2) }, plannedGap, restartCode, false},
-	{"fanout 2 to 3", func(k *kube) { scale(k, "fanout", 3) }, plannedGap, noCode, false},
-	{"fanout 3 to 2", func(k *kube) { scale(k, "fanout", 2) }, plannedGap, noCode, true},
+	{"nothing", func(k *kube) { quiet(k, 10*time.Second) }, plannedGap, noCode, false, true},
+	{"delete the leader", func(k *kube) { remove(k) }, plannedGap, noCode, true, false},
+	{"delete the leader, grace 0", func(k *kube) { remove(k, "--grace-period=0", "--force") }, crashGap, noCode, true, false},
+	{"roll edge", func(k *kube) { roll(k, "edge", 2) }, plannedGap, restartCode, false, false},
+	{"roll fanout", func(k *kube) { roll(k, "fanout", 2) }, plannedGap, noCode, true, false},
+	{"roll auth", func(k *kube) { roll(k, "auth", 1) }, plannedGap, noCode, false, false},
+	{"edge 2 to 3", func(k *kube) { scale(k, "edge", 3) }, plannedGap, noCode, false, false},
+	{"edge 3 to 2", func(k *kube) { scale(k, "edge", 2) }, plannedGap, restartCode, false, false},
+	{"fanout 2 to 3", func(k *kube) { scale(k, "fanout", 3) }, plannedGap, noCode, false, false},
+	{"fanout 3 to 2", func(k *kube) { scale(k, "fanout", 2) }, plannedGap, noCode, true, false},
+	{"API server away for 60 s", (*kube).pauseAPI, plannedGap, noCode, false, true},
 }
 
 func TestKubernetes(t *testing.T) {
@@ -100,6 +102,7 @@ func (p *phase) check(k *kube, s *judge.Summary, did time.Duration) {
 	gap := time.Duration(s.SilenceMaxMS) * time.Millisecond
 	wrong(gap > p.gap, "a client got nothing for %s, want %s at most", gap, p.gap)
 	wrong(s.Silent > 0, "%d events are missing without a gap notice", s.Silent)
+	wrong(p.calm && s.Told > 0, "%d clients were told of a gap", s.Told)
 	wrong(s.Told < s.Interrupted, "%d clients were interrupted, only %d were told of a gap", s.Interrupted, s.Told)
 	wrong(s.Duplicates+s.Disordered > 0, "%d duplicates, %d events in disorder", s.Duplicates, s.Disordered)
 	for code, n := range s.Closes {
