@@ -40,8 +40,8 @@ func startStage(t *testing.T, o cluster.Options, feedsimArgs ...string) *stage {
 	o.LogLevel = "info"
 	o.Args = map[string][]string{
 		"feedsim": append([]string{"--truth=" + file, "--quiesced", "--stamp"}, feedsimArgs...),
-		"fanout":  {"--edge-queue-bytes=268435456"},
-		"edge":    {"--queue-bytes=268435456"},
+		"fanout":  append([]string{"--edge-queue-bytes=268435456"}, o.Args["fanout"]...),
+		"edge":    append([]string{"--queue-bytes=268435456"}, o.Args["edge"]...),
 	}
 	s := &stage{Cluster: startCluster(t, o), t: t, truth: file, keys: map[string][]string{}}
 	for market, plans := range s.Info().Keys {

@@ -94,7 +94,7 @@ func New(o Options) (_ *Service, err error) {
 	var routers []*router.Router
 	var upstreams []*upstream.Upstream
 	for _, name := range o.Markets {
-		r := router.New(name, o.EdgeQueueBytes)
+		r := router.New(name, o.EdgeQueueBytes, o.ring())
 		u := upstream.New(o.upstream(name), r, t.Logger)
 		routers = append(routers, r)
 		upstreams = append(upstreams, u)

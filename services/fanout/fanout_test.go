@@ -46,6 +46,8 @@ func options(t *testing.T) Options {
 		TopicSlots:      []string{"options:Q:1000"},
 		Leader:          leaderStatic,
 		EdgeQueueBytes:  16 << 20,
+		RingAge:         10 * time.Second,
+		RingBytes:       16 << 20,
 		Operations:      ops.Options{Listen: "127.0.0.1:0"},
 		Telemetry:       telemetry.Options{LogOutput: io.Discard, OTLPSampleRatio: 1},
 	}
@@ -78,6 +80,8 @@ func TestValidate(t *testing.T) {
 		"--operations-listen":               func(o *Options) { o.Operations.Listen = "" },
 		"--log-level":                       func(o *Options) { o.Telemetry.LogLevel = "loud" },
 		"certificate file and key ":         func(o *Options) { o.TLSKeyFile = "key" },
+		"--ring-age is":                     func(o *Options) { o.RingAge = time.Hour },
+		"--ring-bytes is":                   func(o *Options) { o.RingBytes = 1 },
 	} {
 		o := options(t)
 		change(&o)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
+	"github.com/cutemarkets/relay/services/fanout/internal/router"
 	"github.com/cutemarkets/relay/services/fanout/internal/upstream"
 	"github.com/cutemarkets/relay/services/internal/grpcx"
 	"github.com/cutemarkets/relay/services/internal/ops"
@@ -40,6 +41,14 @@ const (
 // during an outage, which is routed at once.
 const minEdgeQueue = 8 << 20
 
+// Bounds of what a ring can be. An edge whose stream falls silent needs 3 s to
+// notice, and events that are older than a minute are news to nobody.
+const (
+	minRingAge = time.Second
+	maxRingAge = time.Minute
+	minRing    = 1 << 20
+)
+
 // Options are the flags of the service.
 type Options struct {
 	Listen          string `name:"listen" default:":9100" placeholder:"ADDRESS" help:"Address of the gRPC listener for edges."`
@@ -54,7 +63,10 @@ type Options struct {
 	CanaryTopics    []string `name:"canary-topics" default:"stocks:A.SPY" placeholder:"MARKET:TOPIC" help:"Topics that have events every few seconds from 09:30 to 16:00 in New York, subscribed by the leader itself: 10s without any event are a stall then. Empty: none. Not used with --trading-hours=never."`
 	TopicSlots      []string `name:"topic-slots" default:"options:Q:1000" placeholder:"MARKET:PREFIX:COUNT" help:"How many tickers of a prefix the vendor serves on one connection; more are refused. Empty: any number."`
 	Firehose        []string `name:"firehose" placeholder:"MARKET:PREFIX" help:"Prefixes that are subscribed whole, as in stocks:T, whatever clients want: a new topic does not wait for the vendor, at the price of all the events. Not where --topic-slots bounds them."`
-	EdgeQueueBytes  int      `name:"edge-queue-bytes" default:"16777216" help:"Bytes that may wait for one edge and market; beyond, its stream is cut and its clients are told of a gap."`
+	EdgeQueueBytes  int      `name:"edge-queue-bytes" default:"16777216" help:"Bytes that may wait for one edge and market; beyond, its stream is cut, to resume from the recent events or with a gap."`
+
+	RingAge   time.Duration `name:"ring-age" default:"10s" help:"How long the recent events of a market are kept, for an edge whose stream broke: back within this time, it loses nothing."`
+	RingBytes int           `name:"ring-bytes" default:"67108864" help:"Memory that the recent events of a market may take; beyond, the oldest are dropped. 0: none are kept, and a broken stream costs a gap."`
 
 	Leader             string        `name:"leader" enum:"kubernetes,redis,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), redis (the holder of the market's lease in Redis), static (this process, for every market; there must be no other) or standby (never this process)."`
 	LeaseNamespace     string        `name:"lease-namespace" placeholder:"NAME" help:"Namespace of the Leases. Empty: that of the pod."`
@@ -113,6 +125,8 @@ func (o Options) Validate() error {
 		check(slots[market][prefix] == 0, "--firehose has %q, of which --topic-slots says that the vendor serves it by the ticker", firehose)
 	}
 	check(o.EdgeQueueBytes >= minEdgeQueue, "--edge-queue-bytes is %d, must be at least %d", o.EdgeQueueBytes, minEdgeQueue)
+	check(o.RingAge >= minRingAge && o.RingAge <= maxRingAge, "--ring-age is %v, must be %v to %v", o.RingAge, minRingAge, maxRingAge)
+	check(o.RingBytes == 0 || o.RingBytes >= minRing, "--ring-bytes is %d, must be 0 or at least %d", o.RingBytes, minRing)
 	switch o.Leader {
 	case leaderKubernetes:
 		o.validateLeaseName(check)
@@ -211,6 +225,10 @@ func validUpstream(raw string) bool {
 	u, err := url.Parse(raw)
 	return err == nil && (u.Scheme == "ws" || u.Scheme == "wss") && u.Host != "" &&
 		u.User == nil && u.RawQuery == "" && u.Fragment == ""
+}
+
+func (o Options) ring() router.RingBounds {
+	return router.RingBounds{Age: o.RingAge, Bytes: o.RingBytes}
 }
 
 func (o Options) grpc() grpcx.ServerOptions {

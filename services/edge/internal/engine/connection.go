@@ -23,6 +23,7 @@ type connection struct {
 	carrier  *carrier // nil: the raw socket; as most have none, it takes one word
 	from     [16]byte // address of the client
 	opened   uint32   // ticks of the shard's clock, modulo 2^32
+	asked    uint32   // for a topic, the last time, or was told of a gap that lasts; in such ticks
 	label    uint8    // index of the market; one past the last: none
 	conflate bool     // the client wants the latest quotes rather than all
 
@@ -353,6 +354,7 @@ func (c *connection) Subscribe(topic string) (problem string) {
 		}
 		at, _ = c.find(slot)
 	}
+	c.asked = c.shard.ticks()
 	t := &m.topics[slot]
 	if n := len(c.topics); n == cap(c.topics) { // few have many, and those who have keep them
 		c.topics = append(make([]subscription, 0, n+max(1, min(n, 4), n/4)), c.topics...)
@@ -416,5 +418,5 @@ func (c *connection) Close(code uint16, text string, r dialect.Reason) {
 	c.gone()
 	c.charge(r)
 	s.stats.closes[r].Add(1)
-	s.engine.metrics.closed(time.Duration(uint32(s.clock()/tick)-c.opened) * time.Duration(tick))
+	s.engine.metrics.closed(time.Duration(s.ticks()-c.opened) * time.Duration(tick))
 }

@@ -344,6 +344,9 @@ func (s *sink) Gap(from, to time.Time) { s.post(inputGap, &dialect.Gap{From: fro
 // Down implements feed.Sink.
 func (s *sink) Down(since time.Time) { s.post(inputDown, &since, 0) }
 
+// Up implements feed.Sink.
+func (s *sink) Up(from, to time.Time) { s.post(inputUp, &dialect.Gap{From: from, To: to}, 0) }
+
 // TopicNotice implements feed.Sink.
 func (s *sink) TopicNotice(ids []uint32, problem feedv1.TopicProblem) {
 	s.post(inputNotice, &notice{ids: ids, problem: problem}, 0)

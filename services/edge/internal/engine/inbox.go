@@ -34,6 +34,7 @@ const (
 	inputStop                           //
 	inputBatch                          // market; body: *feedv1.Batch
 	inputGap                            // market; body: *dialect.Gap
+	inputUp                             // market; body: *dialect.Gap
 	inputDown                           // market; body: *time.Time
 	inputNotice                         // market; body: *notice
 )

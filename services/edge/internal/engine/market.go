@@ -109,12 +109,27 @@ func (m *market) each(f func(c *connection)) {
 // gap tells every live connection of a gap, before what comes after it, and
 // ends a down.
 func (m *market) gap(g dialect.Gap) {
+	m.over(g, func(*connection) bool { return true })
+}
+
+// goUp ends a down, or an interruption that was none, in which nothing was lost
+// but for those who asked for topics in it.
+func (m *market) goUp(g dialect.Gap) {
+	lasted := uint32(max(int64(m.shard.now.Sub(g.From)), 0) / tick)
+	m.over(g, func(c *connection) bool { return m.shard.ticks()-c.asked <= lasted+1 })
+}
+
+func (m *market) over(g dialect.Gap, concerns func(*connection) bool) {
 	g.Market = m.name
 	m.down, m.expires, m.gone = time.Time{}, time.Time{}, false
 	for _, e := range m.shard.encodings {
 		e.notice = e.dialect.Gap(g)
 	}
-	m.each(func(c *connection) { m.tell(c, c.encoding().notice) })
+	m.each(func(c *connection) {
+		if concerns(c) {
+			m.tell(c, c.encoding().notice)
+		}
+	})
 }
 
 // goDown notes that events may be missing from a moment on. Those who are live
@@ -141,6 +156,7 @@ func (m *market) join(c *connection) {
 	case m.gone:
 		c.session.End(m.shard.now, dialect.UpstreamGone)
 	case !m.down.IsZero():
+		c.asked = m.shard.ticks()
 		m.tell(c, c.encoding().dialect.Gap(dialect.Gap{Market: m.name, From: m.down}))
 	}
 }

@@ -130,6 +130,9 @@ func newShard(e *Engine, index int, names []string, interests map[string]Interes
 // clock is the time of this round in ns since the shard's start.
 func (s *shard) clock() int64 { return int64(s.now.Sub(s.started)) }
 
+// ticks is the clock in ticks, modulo 2^32.
+func (s *shard) ticks() uint32 { return uint32(s.clock() / tick) }
+
 // since is a time on the shard's clock; 0 for the zero time. It agrees with
 // comparisons with now, also for times that are of the wall clock alone, which
 // may have been set since the shard's start.
@@ -244,7 +247,11 @@ func (s *shard) takeFeed(in *input) {
 	case *feedv1.Batch:
 		m.batch(body)
 	case *dialect.Gap:
-		m.gap(*body)
+		if in.kind == inputUp {
+			m.goUp(*body)
+		} else {
+			m.gap(*body)
+		}
 	case *time.Time:
 		m.goDown(*body)
 	case *notice:
@@ -329,7 +336,7 @@ func (s *shard) attach(a *attachment) {
 		ref:      ref{place, sl.generation},
 		fd:       a.fd,
 		from:     a.client.As16(),
-		opened:   uint32(s.clock() / tick),
+		opened:   s.ticks(),
 		heard:    s.clock(),
 		label:    s.marketLabel(a.opening.Market),
 		conflate: a.opening.Conflate,

@@ -288,6 +288,44 @@ func TestGapIsToldOnceBeforeTheFirstEventAfterIt(t *testing.T) {
 	})
 }
 
+// TestUpIsToldToThoseItConcerns: who came, or asked for a topic, while the market
+// was down, or from when its stream broke.
+func TestUpIsToldToThoseItConcerns(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, b *bench) {
+		steady, asks := b.connect("T.A"), b.connect("T.A")
+		time.Sleep(time.Second)
+		since := time.Now()
+		time.Sleep(time.Second)
+		b.say(asks, "sub T.B")
+		b.round()
+		b.expect(asks, "ok T.B")
+		time.Sleep(time.Second)
+		b.tell(inputDown, &since)
+		b.round()
+		late := b.connect()
+		b.expect(late, "hello", "welcome", fmt.Sprintf("gap stocks %d-", since.Unix()))
+		time.Sleep(2 * time.Second)
+		to := time.Now()
+		b.batch(event{"1", "T.A", ""})
+		b.tell(inputUp, &dialect.Gap{From: since, To: to})
+		b.batch(event{"2", "T.A", ""})
+		b.round()
+		told := fmt.Sprintf("gap stocks %d-%d", since.Unix(), to.Unix())
+		b.expect(steady, "[1,2]")
+		b.expect(asks, "[1]", told, "[2]")
+		b.expect(late, told)
+		b.expect(b.connect(), "hello", "welcome")
+
+		time.Sleep(time.Second)
+		b.tell(inputUp, &dialect.Gap{From: time.Now().Add(-500 * time.Millisecond), To: time.Now()}) // it was not down
+		b.round()
+		for _, r := range []*recorder{steady, asks, late} {
+			b.expect(r)
+		}
+	})
+}
+
 func TestMarketDownForTooLongEndsItsSockets(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, b *bench) {

@@ -22,21 +22,24 @@ const (
 // Coverage is the sequence up to which everything that concerns this edge has
 // reached the Sink. It must stay contiguous inside an epoch. What breaks it, or
 // lets it stand still, is an outage, and each outage ends in exactly one Gap,
-// however many causes it had:
+// however many causes it had, or in Up if silence was the only one and coverage
+// proves contiguous afterwards:
 //
 //   - a message of the adopted epoch that leaves out sequences (cause hole),
 //   - a Gap of the leader (fanout), a batch nobody can read (malformed),
 //   - the first live message of a newer epoch (epoch),
 //   - the leader saying that its upstream is down (upstream): Down at once,
 //   - no coverage for 3 s, be it that no leader's stream is alive or that its
-//     messages stopped (silence): Down then. New sockets are told of it, so it
-//     ends in a Gap even when coverage proves contiguous afterwards,
+//     messages stopped (silence): Down then,
 //   - the start of the process (start): Down at once.
 //
-// A stream that breaks and resumes without a hole within those 3 s is no outage.
+// A stream that breaks and resumes without a hole within those 3 s is no outage;
+// Up tells of it as well, for who asked for topics meanwhile.
 // A newer epoch is adopted at its first live message: a heartbeat with a live
 // upstream, a Gap, or a batch while the upstream is live; until then the older one goes on. Everything
 // of an epoch older than the adopted one is dropped.
+//
+// After a change of epoch what both leaders sent is delivered once (handover).
 //
 // A leader that lost its upstream may, after a resume, still send batches from
 // before the loss; they reach the Sink between Down and Gap.
@@ -54,9 +57,11 @@ type arbiter struct {
 	down      bool      // the Sink was told Down
 	since     time.Time // down: when events may have begun to be missing
 	cause     cause     // down: its first cause
+	lost      bool      // down: events are missing for certain, or may be
 	// The last gaps told, as far as they follow each other without a break; at
 	// first all up to the start: nobody asked for what was before.
 	gapFrom, gapTo time.Time
+	handover       handover
 }
 
 // position is what is known of a stream that is alive.
@@ -70,6 +75,7 @@ type position struct {
 	// current: a resume is through. Until the second heartbeat what comes may
 	// be a repetition, which says nothing of the present.
 	current bool
+	through bool // the message that is being taken has made it current
 }
 
 type epoch struct{ generation, term uint64 }
@@ -90,7 +96,7 @@ func epochOf(e *feedv1.Epoch) epoch {
 }
 
 func newArbiter(sink Sink, s *stats) *arbiter {
-	return &arbiter{sink: sink, stats: s, streams: make(map[uint64]*position)}
+	return &arbiter{sink: sink, stats: s, streams: make(map[uint64]*position), handover: newHandover()}
 }
 
 // start is the first input: nothing is covered yet.
@@ -101,6 +107,7 @@ func (a *arbiter) start(now time.Time) {
 
 // tick tells that time has passed.
 func (a *arbiter) tick(now time.Time) {
+	a.handover.expire(now)
 	if !a.down && !now.Before(a.deadline()) {
 		a.fall(causeSilence, a.lastCoverage())
 	}
@@ -147,13 +154,13 @@ func (a *arbiter) heartbeat(now time.Time, p *position, h *feedv1.Heartbeat) boo
 	p.built = builtAt(h.GetBuiltUnixNs(), now)
 	// The first heartbeat of an epoch says where the stream's coverage begins;
 	// a later one that nothing concerned this edge up to its sequence.
-	first := h.GetSequence() + 1
+	first, through := h.GetSequence()+1, false
 	if p.begun && p.epoch == e {
 		if h.GetSequence() < p.sequence {
 			return false
 		}
 		first = p.sequence + 1
-		p.current = true
+		through, p.current = !p.current, true
 	} else {
 		p.current = e != a.epoch || h.GetSequence() > a.covered
 	}
@@ -164,7 +171,9 @@ func (a *arbiter) heartbeat(now time.Time, p *position, h *feedv1.Heartbeat) boo
 		return true
 	}
 	if p.live {
+		p.through = through
 		a.cover(now, p, e, first, h.GetSequence())
+		p.through = false
 		return true
 	}
 	if e != a.epoch {
@@ -211,7 +220,10 @@ func (a *arbiter) batch(now time.Time, p *position, b *feedv1.Batch) bool {
 		return true
 	}
 	a.cover(now, p, e, first, last)
-	if b = after(b, covered); len(b.GetEnds()) > 0 {
+	b, dropped := a.handover.filter(now, after(b, covered))
+	a.stats.duplicates.Add(int64(dropped))
+	if len(b.GetEnds()) > 0 {
+		a.handover.keep(now, b)
 		a.sink.Batch(b)
 	}
 	return true
@@ -292,14 +304,29 @@ func (a *arbiter) cover(now time.Time, p *position, e epoch, first, last uint64)
 		a.lose(now, e, last, loss{causeEpoch, a.lastCoverage(), now}, true)
 	case !a.contiguous(first):
 		a.lose(now, e, last, loss{causeHole, a.lastCoverage(), now}, p.live)
-	case a.down && p.live:
+	case a.down && a.lost && p.live:
 		a.lose(now, e, last, loss{a.cause, a.since, now}, true)
 	default:
 		a.covered = max(a.covered, last)
 		if p.current {
-			a.coveredAt, a.builtAt = now, p.built
+			a.goOn(now, p)
 		}
 	}
+}
+
+// goOn notes coverage of now; after an interruption it tells that nothing was lost.
+func (a *arbiter) goOn(now time.Time, p *position) {
+	since := a.lastCoverage()
+	a.coveredAt, a.builtAt = now, p.built
+	switch {
+	case a.down && !a.lost && p.live:
+		a.down = false
+		since = earlier(since, a.since)
+	case a.down || !p.through:
+		return
+	}
+	a.stats.recovered.Add(1)
+	a.sink.Up(since, now)
 }
 
 // lose extends the coverage to last over a loss and tells it as one Gap,
@@ -309,12 +336,13 @@ func (a *arbiter) lose(now time.Time, e epoch, last uint64, l loss, live bool) {
 		last = max(last, a.covered)
 	} else if a.epoch != (epoch{}) {
 		a.stats.epochChanges.Add(1)
+		a.handover.begin(now)
 	}
 	a.epoch, a.covered, a.coveredAt, a.builtAt = e, last, now, now
 	if a.down {
 		l = loss{a.cause, earlier(l.from, a.since), later(l.to, now)}
 		if !live {
-			a.since = l.from
+			a.since, a.lost = l.from, true
 			return
 		}
 	}
@@ -333,9 +361,10 @@ func (a *arbiter) lose(now time.Time, e epoch, last uint64, l loss, live bool) {
 func (a *arbiter) fall(c cause, since time.Time) {
 	if a.down {
 		a.since = earlier(a.since, since)
+		a.lost = a.lost || c != causeSilence
 		return
 	}
-	a.down, a.since, a.cause = true, since, c
+	a.down, a.since, a.cause, a.lost = true, since, c, c != causeSilence
 	a.sink.Down(since)
 }
 

@@ -31,6 +31,9 @@ func (r *recorder) Gap(from, to time.Time) {
 	r.lines = append(r.lines, fmt.Sprintf("gap %s %s", r.at(from), r.at(to)))
 }
 func (r *recorder) Down(since time.Time) { r.lines = append(r.lines, "down "+r.at(since)) }
+func (r *recorder) Up(from, to time.Time) {
+	r.lines = append(r.lines, fmt.Sprintf("up %s %s", r.at(from), r.at(to)))
+}
 func (r *recorder) TopicNotice(ids []uint32, p feedv1.TopicProblem) {
 	r.lines = append(r.lines, fmt.Sprint("notice ", ids, p.Number()))
 }
@@ -170,7 +173,24 @@ func TestArbiter(t *testing.T) {
 			arbiterInput{at: 4 * s, stream: 2, m: allOf(1, 7, 7)}, arbiterInput{at: 6 * s, stream: 2, m: live(1, 7)}),
 			begun + "|down 3s|1:7|gap 1.5s 6s"},
 		"silence": {append(slices.Clone(begin), arbiterInput{at: 4*s - 1, stream: 0}, arbiterInput{at: 4 * s, stream: 0},
-			arbiterInput{at: 5 * s, stream: 0}, arbiterInput{at: 6 * s, stream: 1, m: live(1, 5)}), begun + "|down 1s|gap 1s 6s"},
+			arbiterInput{at: 5 * s, stream: 0}, arbiterInput{at: 6 * s, stream: 1, m: live(1, 5)}), begun + "|down 1s|up 1s 6s"},
+		"silence, and a hole": {append(slices.Clone(begin), arbiterInput{at: 4 * s, stream: 0},
+			arbiterInput{at: 6 * s, stream: 1, m: allOf(1, 7, 7)}), begun + "|down 1s|gap 1s 6s|1:7"},
+		"silence, and the upstream lost": {append(slices.Clone(begin), arbiterInput{at: 4 * s, stream: 0},
+			arbiterInput{at: 5 * s, stream: 1, m: dead(1, 5, ts(2*s))}, arbiterInput{at: 6 * s, stream: 1, m: live(1, 5)}),
+			begun + "|down 1s|gap 1s 6s"},
+		"silence while the upstream is down": {append(slices.Clone(begin), arbiterInput{at: 2 * s, stream: 1, m: dead(1, 5, ts(2*s))},
+			arbiterInput{at: 6 * s, stream: 0}, arbiterInput{at: 7 * s, stream: 1, m: live(1, 5)}), begun + "|down 2s|gap 2s 7s"},
+		"silence, and a resume": {append(slices.Clone(begin), arbiterInput{at: 2 * s, stream: 1}, arbiterInput{at: 4 * s, stream: 0},
+			arbiterInput{at: 5 * s, stream: 2, m: live(1, 3)}, arbiterInput{at: 5 * s, stream: 2, m: allOf(1, 4, 7)},
+			arbiterInput{at: 6 * s, stream: 2, m: live(1, 7)}, arbiterInput{at: 7 * s, stream: 2, m: live(1, 7)}),
+			begun + "|down 1s|1:6|1:7|up 1s 6s"},
+		"silence, and a resume that breaks": {append(slices.Clone(begin), arbiterInput{at: 2 * s, stream: 1}, arbiterInput{at: 4 * s, stream: 0},
+			arbiterInput{at: 5 * s, stream: 2, m: live(1, 5)}, arbiterInput{at: 5 * s, stream: 2, m: allOf(1, 6, 6)}, arbiterInput{at: 6 * s, stream: 2},
+			arbiterInput{at: 7 * s, stream: 3, m: live(1, 8)}, arbiterInput{at: 7 * s, stream: 3, m: live(1, 8)}), begun + "|down 1s|1:6|gap 1s 7s"},
+		"resume is through": {append(slices.Clone(begin), arbiterInput{at: 2 * s, stream: 1},
+			arbiterInput{at: 3 * s, stream: 2, m: live(1, 3)}, arbiterInput{at: 3 * s, stream: 2, m: allOf(1, 4, 7)},
+			arbiterInput{at: 3 * s, stream: 2, m: live(1, 7)}, arbiterInput{at: 4 * s, stream: 2, m: live(1, 7)}), begun + "|1:6|1:7|up 1s 3s"},
 		"standbys alone": {append(slices.Clone(begin), arbiterInput{at: 2 * s, stream: 1, m: standby()},
 			arbiterInput{at: 4 * s, stream: 0}), begun + "|down 1s"},
 		"newer epoch": {append(slices.Clone(begin), arbiterInput{at: 2 * s, stream: 2, m: dead(2, 0, nil)},

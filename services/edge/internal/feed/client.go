@@ -7,9 +7,9 @@
 // look-up, two per stream (receive, send). All end with Run.
 //
 // Under overload nothing is dropped here: a Sink that blocks fills the market's
-// inbox (8 messages of at most 4 MiB) and then the streams' flow-control windows;
-// the fanout pod then cuts the stream (RESOURCE_EXHAUSTED) or marks a gap, which
-// reaches the clients as a Gap. What an edge has yet to say of its interest is
+// inbox (8 messages of at most 4 MiB) and then the streams' windows (1 MiB each);
+// the fanout pod then cuts the stream (RESOURCE_EXHAUSTED). The next one goes on
+// from the pod's ring, or with a hole, which reaches the clients as a Gap. What an edge has yet to say of its interest is
 // coalesced per topic.
 package feed
 
@@ -30,6 +30,10 @@ import (
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
 )
+
+// streamWindow is how many bytes of a stream may have arrived and not been taken.
+// By its own measurements gRPC would let it grow to 16 MiB.
+const streamWindow = 1 << 20
 
 // Config says where the feed comes from.
 type Config struct {
@@ -93,7 +97,7 @@ func New(c Config, t *telemetry.Telemetry) (*Client, error) {
 		return grpcx.Dial("passthrough:///"+address, tls, t, grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 2, Jitter: 0.2, MaxDelay: maxBackoff},
 			MinConnectTimeout: silence,
-		}))
+		}), grpc.WithStaticStreamWindowSize(streamWindow), grpc.WithStaticConnWindowSize(int32(len(c.Markets))*streamWindow))
 	}
 	if err := client.observe(t.Meter("relay/edge/feed")); err != nil {
 		return nil, err

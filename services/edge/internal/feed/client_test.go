@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	peerof "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
@@ -35,6 +36,7 @@ type fanoutPod struct {
 // podStream is one stream as the pod sees it.
 type podStream struct {
 	hello *feedv1.Hello
+	from  string // address of the edge
 	wire  feedv1.FeedService_SubscribeServer
 	end   chan error // one value ends the stream
 
@@ -48,6 +50,9 @@ func (f *fanoutPod) Subscribe(wire feedv1.FeedService_SubscribeServer) error {
 		return err
 	}
 	s := &podStream{hello: first.GetHello(), wire: wire, end: make(chan error, 1)}
+	if from, ok := peerof.FromContext(wire.Context()); ok {
+		s.from = from.Addr.String()
+	}
 	select {
 	case f.streams <- s:
 	case <-wire.Context().Done():
@@ -140,6 +145,7 @@ func (s *channelSink) Batch(b *feedv1.Batch) {
 }
 func (s *channelSink) Gap(time.Time, time.Time) { s.lines <- "gap" }
 func (s *channelSink) Down(time.Time)           { s.lines <- "down" }
+func (s *channelSink) Up(time.Time, time.Time)  { s.lines <- "up" }
 func (s *channelSink) TopicNotice(ids []uint32, _ feedv1.TopicProblem) {
 	s.lines <- "notice"
 }
@@ -275,6 +281,7 @@ func TestSilentStream(t *testing.T) {
 	s := pod.next(t)
 	s.say(t, live(1, 0))
 	sink.want(t, "down", "gap")
+	from := s.from
 	s = pod.next(t) // after 3 s without a message
 	sink.want(t, "down")
 	if n := c.markets["stocks"].stats.endings[endingSilent].Load(); n != 1 {
@@ -284,8 +291,11 @@ func TestSilentStream(t *testing.T) {
 	if st := c.Status("stocks"); st.Lag < grace {
 		t.Fatalf("Status = %+v", st)
 	}
-	s.say(t, live(1, 0))
-	sink.want(t, "gap")
+	s.say(t, live(1, 0), live(1, 0))
+	sink.want(t, "up")
+	if s.from == from {
+		t.Fatal("opened on the connection that is silent")
+	}
 }
 
 // The Sink blocks for longer than a stream may be silent: nothing breaks.

@@ -12,7 +12,7 @@ import (
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 )
 
-// ringSize is how many sequences a pod of the model can repeat.
+// ringSize is how many sequences a pod of the model can repeat by default.
 const ringSize = 12
 
 // model is a fanout service of some pods and one edge. Everything the vendor
@@ -31,6 +31,7 @@ type model struct {
 	trouble []span      // when something may be lost, or was interrupted
 	streams uint64
 	silent  bool
+	rings   int    // what a pod can repeat
 	behind  uint64 // by which resumes lag
 	beaten  time.Time
 }
@@ -102,6 +103,12 @@ func (r *recorder2) Down(time.Time) {
 	}
 	r.down = true
 }
+func (r *recorder2) Up(from, to time.Time) {
+	if to.Before(from) {
+		r.t.Fatalf("up from %v to %v", from, to)
+	}
+	r.down = false
+}
 func (r *recorder2) TopicNotice([]uint32, feedv1.TopicProblem) {}
 
 // pass lets time pass. The pods send a heartbeat each second, unless they are
@@ -167,13 +174,13 @@ func (p *pod) at(sequence uint64) entry {
 // add gives an entry a sequence; what is about to leave the ring is sent first.
 func (m *model) add(p *pod, e entry) {
 	for _, l := range m.links {
-		if l.pod == p && p.sequence-l.sent >= ringSize {
+		if l.pod == p && p.sequence-l.sent >= uint64(m.rings) {
 			m.flush(l)
 		}
 	}
 	p.sequence++
 	p.ring = append(p.ring, e)
-	if len(p.ring) > ringSize {
+	if len(p.ring) > m.rings {
 		p.ring = p.ring[1:]
 	}
 }
@@ -383,18 +390,65 @@ func (m *model) check() {
 	}
 }
 
+func newModel(t *rapid.T, start time.Time, rings int) *model {
+	m := &model{t: t, now: start, sink: &recorder2{t: t}, pods: []*pod{{}, {}, {}}, rings: rings}
+	m.trouble = []span{{from: start}} // the start is one
+	m.a = newArbiter(m.sink, &stats{})
+	m.a.start(start)
+	for _, p := range m.pods {
+		m.links = append(m.links, &link{pod: p})
+	}
+	return m
+}
+
+// Streams that break, however long, cost nothing while the ring goes back far
+// enough: each event is delivered, once and in order, and no gap is told.
+func TestResumeModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newModel(t, time.Date(2026, 11, 20, 15, 0, 0, 0, time.UTC), 1<<20)
+		m.settle()
+		if len(m.sink.gaps) != 1 {
+			t.Fatalf("gaps %v, want that of the start", m.sink.gaps)
+		}
+		anyLink := rapid.SampledFrom(m.links)
+		actions := map[string]func(*rapid.T){
+			"":        func(t *rapid.T) { m.t, m.sink.t = t, t },
+			"event":   func(t *rapid.T) { m.event(rapid.Bool().Draw(t, "concerns")) },
+			"flush":   func(t *rapid.T) { m.flush(anyLink.Draw(t, "link")) },
+			"beat":    func(*rapid.T) { m.beatAll() },
+			"deliver": func(t *rapid.T) { m.deliver(anyLink.Draw(t, "link")) },
+			"pass":    func(t *rapid.T) { m.pass(time.Duration(rapid.IntRange(1, 5000).Draw(t, "ms")) * time.Millisecond) },
+			"silence": func(*rapid.T) {
+				m.silent = true
+				m.pass(4 * time.Second)
+				m.silent = false
+			},
+			"sever": func(t *rapid.T) { m.sever(anyLink.Draw(t, "link")) },
+			"connect": func(t *rapid.T) {
+				m.behind = rapid.Uint64Range(0, 4).Draw(t, "behind")
+				m.connect(anyLink.Draw(t, "link"))
+			},
+		}
+		for range 3 {
+			t.Repeat(actions)
+		}
+		m.settle()
+		var want []string
+		for _, e := range m.events {
+			want = append(want, e.name)
+		}
+		if !slices.Equal(m.sink.events, want) || len(m.sink.gaps) != 1 || m.sink.down {
+			t.Fatalf("delivered %v of %v, gaps %v, down %v", m.sink.events, want, m.sink.gaps, m.sink.down)
+		}
+	})
+}
+
 // No event is delivered twice or out of order, every lost one is spanned by a
 // gap, no gap is told without an outage, and none twice for one.
 func TestArbiterModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		start := time.Date(2026, 11, 20, 15, 0, 0, 0, time.UTC)
-		m := &model{t: t, now: start, sink: &recorder2{t: t}, pods: []*pod{{}, {}, {}}}
-		m.trouble = []span{{from: start}} // the start is one
-		m.a = newArbiter(m.sink, &stats{})
-		m.a.start(start)
-		for _, p := range m.pods {
-			m.links = append(m.links, &link{pod: p})
-		}
+		m := newModel(t, start, ringSize)
 		if rapid.Bool().Draw(t, "warm") {
 			m.settle()
 		}

@@ -25,9 +25,9 @@ type pool struct {
 type peer struct {
 	// Static after construction.
 	address string
-	conn    *grpc.ClientConn
 
 	// Guarded by pool.mu.
+	conn    *grpc.ClientConn
 	wanted  bool
 	markets map[string]bool // those whose streams are kept
 }
@@ -68,8 +68,11 @@ func (p *pool) keep(peer *peer, m *market) {
 	log := p.client.log.With(slog.String("market", m.name), slog.String("address", peer.address))
 	pause := minBackoff
 	for {
-		s := stream{client: p.client, market: m, conn: peer.conn, log: log}
+		s := stream{client: p.client, market: m, conn: p.connection(peer), log: log}
 		why := s.run(p.ctx)
+		if why == endingSilent {
+			p.renew(peer, s.conn)
+		}
 		if s.received {
 			pause = minBackoff
 		}
@@ -88,6 +91,36 @@ func (p *pool) keep(peer *peer, m *market) {
 	}
 }
 
+func (p *pool) connection(peer *peer) *grpc.ClientConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return peer.conn
+}
+
+// renew replaces a connection that fell silent, for all markets. If the network
+// lost its packets it would wait for the next one to be sent again, and that may
+// be twice as long as the network was away: longer than the pod's ring lasts.
+func (p *pool) renew(peer *peer, silent *grpc.ClientConn) {
+	conn, err := p.client.dial(peer.address)
+	if err != nil {
+		p.client.log.Error("fanout address cannot be dialled",
+			slog.String("address", peer.address), slog.Any("error", err))
+		return
+	}
+	p.mu.Lock()
+	if peer.conn == silent {
+		peer.conn, conn = conn, silent
+	}
+	p.mu.Unlock()
+	p.hangUp(conn)
+}
+
+func (p *pool) hangUp(conn *grpc.ClientConn) {
+	if err := conn.Close(); err != nil {
+		p.client.log.Debug("fanout connection close", slog.Any("error", err))
+	}
+}
+
 // leave reports whether the stream is not to be opened again; the last one to
 // leave a pod closes its connection.
 func (p *pool) leave(peer *peer, market string) bool {
@@ -103,14 +136,12 @@ func (p *pool) leave(peer *peer, market string) bool {
 	}
 	p.mu.Unlock()
 	if last {
-		if err := peer.conn.Close(); err != nil {
-			p.client.log.Debug("fanout connection close", slog.Any("error", err))
-		}
+		p.hangUp(p.connection(peer))
 	}
 	return true
 }
 
 const (
 	minBackoff = 100 * time.Millisecond
-	maxBackoff = 2 * time.Second
+	maxBackoff = time.Second
 )

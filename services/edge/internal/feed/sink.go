@@ -15,8 +15,12 @@ type Sink interface {
 	// Gap tells that events between two moments may be missing. It comes
 	// before the first batch after the gap and ends a Down.
 	Gap(from, to time.Time)
-	// Down tells that events may be missing since a moment, until Gap.
+	// Down tells that events may be missing since a moment, until Gap or Up.
 	Down(since time.Time)
+	// Up ends a Down that proves to have lost nothing: between its two moments
+	// events are missing only for those who were not there before it, or who
+	// asked for more topics in it.
+	Up(from, to time.Time)
 	// TopicNotice tells what the vendor said of topics.
 	TopicNotice(ids []uint32, problem feedv1.TopicProblem)
 }

@@ -59,6 +59,8 @@ type stats struct {
 	stale        atomic.Int64 // messages of an older epoch
 	repeated     atomic.Int64 // messages that were covered before
 	malformed    atomic.Int64
+	recovered    atomic.Int64 // silences that proved to have lost nothing
+	duplicates   atomic.Int64 // events of a new leader that the one before had sent
 	gaps         [causeEnd]atomic.Int64
 	endings      [endingEnd]atomic.Int64
 }
@@ -71,6 +73,8 @@ func (c *Client) observe(meter metric.Meter) error {
 	epochs := f.counter("relay_edge_feed_epoch_changes", "Times a newer epoch was adopted.")
 	gaps := f.counter("relay_edge_feed_gaps", "Gaps told to clients, by cause.")
 	dropped := f.counter("relay_edge_feed_dropped", "Messages of fanout pods dropped: stale (older epoch), repeated (covered before), malformed.")
+	recovered := f.counter("relay_edge_feed_recovered", "Times the feed was silent for 3 s and then went on where it had stopped: no gap for those who were there.")
+	duplicates := f.counter("relay_edge_feed_duplicates", "Events of a new leader that were dropped because the one before it had sent them.")
 	endings := f.counter("relay_edge_feed_streams_ended", "Streams to fanout pods that ended, by cause.")
 	topics := f.gauge("relay_edge_feed_topics", "Topics some client wants.")
 	failures := f.counter("relay_edge_feed_lookup_failures", "Look-ups of the fanout name that failed.")
@@ -91,6 +95,8 @@ func (c *Client) observe(meter metric.Meter) error {
 			o.ObserveInt64(streams, m.stats.streams.Load(), only)
 			o.ObserveInt64(live, b2i(status.Live), only)
 			o.ObserveInt64(epochs, m.stats.epochChanges.Load(), only)
+			o.ObserveInt64(recovered, m.stats.recovered.Load(), only)
+			o.ObserveInt64(duplicates, m.stats.duplicates.Load(), only)
 			o.ObserveInt64(topics, int64(m.interest.Len()), only)
 			o.ObserveFloat64(lag, status.Lag.Seconds(), only)
 			o.ObserveInt64(dropped, m.stats.stale.Load(), metric.WithAttributes(market, attribute.String("cause", "stale")))

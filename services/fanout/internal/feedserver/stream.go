@@ -138,7 +138,7 @@ func (st *stream) receive() error {
 		return err
 	}
 	st.server.routers[st.market].AwaitServed(st.wire.Context(), servedWait)
-	edge.Start(time.Now())
+	edge.Resume(request.GetHello().GetResumeEpoch(), request.GetHello().GetResumeSequence(), time.Now())
 	st.edge = edge
 	close(st.open)
 	for {
@@ -185,7 +185,7 @@ func (st *stream) send() {
 	defer ticker.Stop()
 	draining := st.server.draining
 	for {
-		if m := st.edge.Next(); m != nil {
+		if m := st.edge.Next(time.Now()); m != nil {
 			if st.wire.Send(m) != nil {
 				return
 			}

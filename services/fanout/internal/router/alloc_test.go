@@ -3,13 +3,14 @@ package router
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 )
 
 // TestRouteDoesNotAllocate routes events to edges whose open batches have room.
 func TestRouteDoesNotAllocate(t *testing.T) {
-	r := New("stocks", 1<<30)
+	r := New("stocks", 1<<30, testRing)
 	r.Lead(epoch1, t0)
 	edges := make([]*Edge, 4)
 	for i := range edges {
@@ -17,6 +18,13 @@ func TestRouteDoesNotAllocate(t *testing.T) {
 		edges[i].room = [2]int{maxPayload, 4096}
 	}
 	events, _ := Split(tradeFrame(10), nil)
+	for range 2000 { // until the ring is full
+		r.Route(events)
+		for _, e := range edges {
+			e.Next(t0)
+			e.room = [2]int{maxPayload, 4096}
+		}
+	}
 	r.Route(events)
 	if n := testing.AllocsPerRun(100, func() { r.Route(events) }); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -39,7 +47,7 @@ func BenchmarkRoute(b *testing.B) {
 // all events have interest by their exact topics, a tenth of them where there are
 // ten topics and a hundred tickers.
 func benchmarkRoute(b *testing.B, n, edges, topics int) {
-	r := New("stocks", 1<<30)
+	r := New("stocks", 1<<30, RingBounds{Age: 10 * time.Second, Bytes: 64 << 20})
 	r.Lead(epoch1, t0)
 	var attached []*Edge
 	for i := range edges {
@@ -52,7 +60,7 @@ func benchmarkRoute(b *testing.B, n, edges, topics int) {
 			b.Fatal(err)
 		}
 		e.Start(t0)
-		e.Next()
+		e.Next(t0)
 		attached = append(attached, e)
 	}
 	frame := tradeFrame(n)
@@ -63,7 +71,7 @@ func benchmarkRoute(b *testing.B, n, edges, topics int) {
 		events, _ = Split(frame, events[:0])
 		r.Route(events)
 		for _, e := range attached {
-			for e.Next() != nil {
+			for e.Next(t0) != nil {
 			}
 		}
 	}

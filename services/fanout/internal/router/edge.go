@@ -3,6 +3,7 @@ package router
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"time"
 
@@ -46,7 +47,9 @@ type Edge struct {
 
 	// Guarded by router.mu.
 	topics  map[uint32]*topic
-	live    bool  // between Start and the end
+	live    bool // gets what is routed: from Start, or having caught up, to the end
+	behind  bool // gets what the ring has, until it has caught up
+	resume  resume
 	ended   Ended // why gone is closed
 	queue   []item
 	head    int           // first of queue not taken
@@ -73,57 +76,6 @@ type message struct {
 	response feedv1.SubscribeResponse
 	wrapper  feedv1.SubscribeResponse_Batch
 	batch    feedv1.Batch
-}
-
-// Attach adds an edge without interest. The edge attached before by the same id,
-// if it still is, is ended as EndedReplaced. The caller must Detach it.
-func (r *Router) Attach(id string) *Edge {
-	e := &Edge{
-		router: r,
-		id:     id,
-		wake:   make(chan struct{}, 1),
-		gone:   make(chan struct{}),
-		topics: make(map[uint32]*topic),
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if old := r.byID[id]; old != nil {
-		old.endLocked(EndedReplaced)
-	}
-	r.byID[id] = e
-	r.edges[e] = true
-	return e
-}
-
-// Detach drops the edge's interest and queue.
-func (e *Edge) Detach() {
-	r := e.router
-	r.mu.Lock()
-	e.live = false
-	e.dropLocked()
-	delete(r.edges, e)
-	if r.byID[e.id] == e {
-		delete(r.byID, e.id)
-	}
-	r.mu.Unlock()
-	for e.detachSome() {
-	}
-}
-
-// detachSome drops up to changeChunk topics and reports whether some are left.
-func (e *Edge) detachSome() bool {
-	e.router.mu.Lock()
-	defer e.router.mu.Unlock()
-	n := 0
-	for id, t := range e.topics {
-		if n == changeChunk {
-			return true
-		}
-		n++
-		delete(e.topics, id)
-		e.router.unsubscribeLocked(t, e)
-	}
-	return false
 }
 
 // Change removes topics by their ids, then adds topics. A wrong one is an
@@ -203,23 +155,6 @@ func validTopic(name string) bool {
 	return true
 }
 
-// Start begins the edge's coverage behind the present sequence; the first
-// message is a heartbeat.
-func (e *Edge) Start(now time.Time) {
-	e.router.mu.Lock()
-	defer e.router.mu.Unlock()
-	if e.ended != NotEnded {
-		return
-	}
-	e.live = true
-	e.heartbeatLocked(now)
-	for id, t := range e.topics {
-		if t.problem != 0 {
-			e.noticeLocked([]uint32{id}, t.problem)
-		}
-	}
-}
-
 // Heartbeat queues a heartbeat, unless one is queued already.
 func (e *Edge) Heartbeat(now time.Time) {
 	e.router.mu.Lock()
@@ -231,16 +166,31 @@ func (e *Edge) Heartbeat(now time.Time) {
 
 // Next takes the oldest message, nil if there is none. The one taken before
 // counts for the queue until then. What it returns is never changed again.
-func (e *Edge) Next() *feedv1.SubscribeResponse {
+func (e *Edge) Next(now time.Time) *feedv1.SubscribeResponse {
+	for {
+		m, more := e.next(now)
+		if !more {
+			return m
+		}
+		runtime.Gosched() // routing has its turn before the next part of the ring
+	}
+}
+
+// next reports whether the ring has more, where nothing of it is for the edge.
+func (e *Edge) next(now time.Time) (m *feedv1.SubscribeResponse, more bool) {
 	e.router.mu.Lock()
 	defer e.router.mu.Unlock()
 	e.bytes -= e.taken
 	e.taken = 0
 	if e.head == len(e.queue) {
-		e.sealLocked(e.router.sequence)
+		if e.behind {
+			e.replayLocked(now)
+		} else {
+			e.sealLocked(e.router.sequence)
+		}
 	}
 	if e.head == len(e.queue) {
-		return nil
+		return nil, e.behind
 	}
 	next := e.queue[e.head]
 	e.queue[e.head] = item{}
@@ -252,7 +202,7 @@ func (e *Edge) Next() *feedv1.SubscribeResponse {
 		e.beats--
 	}
 	e.taken = next.bytes
-	return next.message
+	return next.message, false
 }
 
 // Ready receives when Next may have something.
@@ -275,12 +225,16 @@ func (e *Edge) signal() {
 	}
 }
 
-// appendLocked adds the event of the present sequence to the open batch.
+// appendLocked adds the event that is being routed to the open batch.
 func (e *Edge) appendLocked(raw []byte, exact, wildcard uint32) {
-	if !e.live {
-		return
+	if e.live && e.addLocked(e.router.sequence, raw, exact, wildcard) && !e.touched {
+		e.touched = true
+		e.router.touched = append(e.router.touched, e)
 	}
-	sequence := e.router.sequence
+}
+
+// addLocked adds an event to the open batch; false: the edge has ended.
+func (e *Edge) addLocked(sequence uint64, raw []byte, exact, wildcard uint32) bool {
 	if b := e.open; b == nil {
 		e.beginLocked()
 	} else if len(b.Payload)+len(raw) > maxPayload || sequence-b.FirstSequence >= maxSpan {
@@ -294,13 +248,7 @@ func (e *Edge) appendLocked(raw []byte, exact, wildcard uint32) {
 	b.TopicIds = append(b.TopicIds, exact, wildcard)
 	e.stamp = sequence
 	e.opened += len(raw) + eventCost
-	if !e.chargeLocked(len(raw) + eventCost) {
-		return
-	}
-	if !e.touched {
-		e.touched = true
-		e.router.touched = append(e.router.touched, e)
-	}
+	return e.chargeLocked(len(raw) + eventCost)
 }
 
 // chargeLocked counts bytes for the queue and ends the edge if it is full.
@@ -348,7 +296,7 @@ func (e *Edge) sealLocked(last uint64) {
 
 // pushLocked queues a message that is no batch.
 func (e *Edge) pushLocked(m *feedv1.SubscribeResponse, bytes int) {
-	if !e.live {
+	if e.ended != NotEnded {
 		return
 	}
 	e.queue = append(e.queue, item{message: m, bytes: bytes})
@@ -364,13 +312,18 @@ func (e *Edge) heartbeatLocked(now time.Time) {
 	if !e.live {
 		return
 	}
+	e.sealLocked(e.router.sequence)
+	e.covered = e.router.sequence
+	e.stateLocked(now)
+}
+
+// stateLocked queues a heartbeat that states the coverage.
+func (e *Edge) stateLocked(now time.Time) {
 	r := e.router
 	h := &feedv1.Heartbeat{Role: r.role}
 	if r.role == feedv1.Role_ROLE_LEADER {
-		e.sealLocked(r.sequence)
-		e.covered = r.sequence
 		h.Epoch = r.epoch
-		h.Sequence = r.sequence
+		h.Sequence = e.covered
 		h.Upstream = r.upstream
 		h.BuiltUnixNs = now.UnixNano()
 		if !r.downSince.IsZero() {
@@ -384,23 +337,20 @@ func (e *Edge) heartbeatLocked(now time.Time) {
 	e.pushLocked(&feedv1.SubscribeResponse{Message: &feedv1.SubscribeResponse_Heartbeat{Heartbeat: h}}, itemCost)
 }
 
-// gapLocked queues a gap of the present sequence, and before it what states the
-// coverage up to it.
-func (e *Edge) gapLocked(from, to time.Time) {
-	if !e.live {
-		return
-	}
+// gapLocked queues the gap of a sequence, and before it what states the coverage
+// up to it.
+func (e *Edge) gapLocked(sequence uint64, from, to time.Time) {
 	r := e.router
-	before := r.sequence - 1
+	before := sequence - 1
 	e.sealLocked(before)
 	if e.covered < before {
 		e.pushLocked(&feedv1.SubscribeResponse{Message: &feedv1.SubscribeResponse_Batch{Batch: &feedv1.Batch{
 			Epoch: r.epoch, FirstSequence: e.covered + 1, LastSequence: before,
 		}}}, itemCost)
 	}
-	e.covered = r.sequence
+	e.covered = sequence
 	e.pushLocked(&feedv1.SubscribeResponse{Message: &feedv1.SubscribeResponse_Gap{Gap: &feedv1.Gap{
-		Epoch: r.epoch, Sequence: r.sequence, From: timestamppb.New(from), To: timestamppb.New(to),
+		Epoch: r.epoch, Sequence: sequence, From: timestamppb.New(from), To: timestamppb.New(to),
 	}}}, itemCost)
 }
 
@@ -419,7 +369,7 @@ func (e *Edge) endLocked(why Ended) {
 		return
 	}
 	e.ended = why
-	e.live = false
+	e.live, e.behind = false, false
 	e.dropLocked()
 	close(e.gone)
 }

@@ -18,6 +18,9 @@ type Stats struct {
 	Topics     int // with interest
 	Edges      int // attached
 	QueueBytes int // of all edges
+	RingBytes  int // that the ring takes
+	Resumed    uint64
+	Refused    uint64 // resumes that the ring could not serve
 }
 
 // Stats returns the figures of now.
@@ -29,6 +32,10 @@ func (r *Router) Stats() Stats {
 		Gaps:   r.gaps,
 		Topics: r.topics,
 		Edges:  len(r.edges),
+
+		RingBytes: r.ring.bytes,
+		Resumed:   r.resumed,
+		Refused:   r.refused,
 	}
 	s.Events[kindOther] = r.otherEvents
 	for name, p := range r.prefixes {
@@ -55,7 +62,11 @@ func Observe(meter metric.Meter, routers []*Router) error {
 		metric.WithDescription("Edges with a stream of the market."))
 	queue, err5 := meter.Int64ObservableGauge("relay_fanout_edge_queue_bytes",
 		metric.WithDescription("Bytes in the queues of all edges of the market."))
-	for _, err := range []error{err1, err2, err3, err4, err5} {
+	ringBytes, err6 := meter.Int64ObservableGauge("relay_fanout_ring_bytes",
+		metric.WithDescription("Bytes that the market's recent events take."))
+	resumes, err7 := meter.Int64ObservableCounter("relay_fanout_resumes_total",
+		metric.WithDescription("Streams of edges that asked to go on where one broke, by result: resumed, refused (the ring does not go back that far)."))
+	for _, err := range []error{err1, err2, err3, err4, err5, err6, err7} {
 		if err != nil {
 			return fmt.Errorf("router: metrics: %w", err)
 		}
@@ -72,9 +83,12 @@ func Observe(meter metric.Meter, routers []*Router) error {
 			o.ObserveInt64(topics, int64(s.Topics), with)
 			o.ObserveInt64(edges, int64(s.Edges), with)
 			o.ObserveInt64(queue, int64(s.QueueBytes), with)
+			o.ObserveInt64(ringBytes, int64(s.RingBytes), with)
+			o.ObserveInt64(resumes, int64(s.Resumed), metric.WithAttributes(market, attribute.String("result", "resumed")))
+			o.ObserveInt64(resumes, int64(s.Refused), metric.WithAttributes(market, attribute.String("result", "refused")))
 		}
 		return nil
-	}, events, gaps, topics, edges, queue)
+	}, events, gaps, topics, edges, queue, ringBytes, resumes)
 	if err != nil {
 		return fmt.Errorf("router: metrics: %w", err)
 	}

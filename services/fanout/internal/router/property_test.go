@@ -15,6 +15,7 @@ type model struct {
 	edge    *Edge
 	topics  map[string]uint32
 	nextID  uint32
+	begun   uint64 // where the coverage begins
 	covered uint64 // end of the coverage received
 	want    []delivery
 }
@@ -33,7 +34,7 @@ func TestDelivery(t *testing.T) {
 	tickers := []string{"A", "B", "BRK.A", "*"}
 	kinds := []string{"T", "Q", "ZZ"}
 	rapid.Check(t, func(t *rapid.T) {
-		r := New("stocks", 1<<30)
+		r := New("stocks", 1<<30, RingBounds{})
 		term := uint64(1)
 		r.Lead(leader.Epoch{Generation: 1, Term: term}, t0)
 		var edges []*model
@@ -46,7 +47,7 @@ func TestDelivery(t *testing.T) {
 			return rapid.SampledFrom(edges).Draw(t, "edge")
 		}
 		take := func(m *model) {
-			for next := m.edge.Next(); next != nil; next = m.edge.Next() {
+			for next := m.edge.Next(t0); next != nil; next = m.edge.Next(t0) {
 				received[m] = append(received[m], m.check(t, next)...)
 			}
 		}

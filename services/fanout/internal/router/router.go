@@ -54,6 +54,9 @@ type Router struct {
 	applying    bool          // what Changes told has not been acted upon yet
 	unacked     int           // topics the vendor has yet to acknowledge
 	served      chan struct{} // closed unless AwaitServed has to wait
+	ring        ring          // leader only
+	resumed     uint64
+	refused     uint64 // resumes
 }
 
 // prefix is what is before the first dot of a topic, the "ev" of its events.
@@ -80,7 +83,7 @@ type subscription struct {
 
 // New makes the router of a market as a standby without edges. queueBytes
 // bounds the queue of each edge.
-func New(market string, queueBytes int) *Router {
+func New(market string, queueBytes int, bounds RingBounds) *Router {
 	r := &Router{
 		market:     market,
 		queueBytes: queueBytes,
@@ -90,6 +93,7 @@ func New(market string, queueBytes int) *Router {
 		byID:       make(map[string]*Edge),
 		edges:      make(map[*Edge]bool),
 		role:       feedv1.Role_ROLE_STANDBY,
+		ring:       ring{bounds: bounds},
 	}
 	for _, kind := range Kinds() {
 		r.prefixLocked(kind).known = true
@@ -113,6 +117,7 @@ func (r *Router) Lead(epoch leader.Epoch, now time.Time) (interest []string) {
 	r.role = feedv1.Role_ROLE_LEADER
 	r.epoch = &feedv1.Epoch{Generation: epoch.Generation, Term: epoch.Term}
 	r.sequence = 0
+	r.ring.reset(1)
 	r.upstream, r.downSince = feedv1.UpstreamState_UPSTREAM_STATE_DOWN, time.Time{}
 	r.lastFrame.Store(0)
 	r.dirty = make(map[string]bool)
@@ -138,6 +143,7 @@ func (r *Router) Follow(now time.Time) {
 	defer r.mu.Unlock()
 	r.sealAllLocked()
 	r.role = feedv1.Role_ROLE_STANDBY
+	r.ring.reset(0)
 	r.upstream, r.downSince = feedv1.UpstreamState_UPSTREAM_STATE_UNSPECIFIED, time.Time{}
 	r.dirty = nil
 	r.settleLocked()
@@ -167,7 +173,9 @@ func (r *Router) Route(events []Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mustLeadLocked()
+	at := r.lastFrame.Load()
 	for i := range events {
+		r.ring.event(&events[i], at)
 		r.routeLocked(&events[i])
 	}
 	r.wakeTouchedLocked()
@@ -208,8 +216,11 @@ func (r *Router) Gap(from, to time.Time) {
 	r.gaps++
 	// A heartbeat that comes in between must not say that the outage goes on.
 	r.upstream, r.downSince = feedv1.UpstreamState_UPSTREAM_STATE_LIVE, time.Time{}
+	r.ring.gap(from, to, r.lastFrame.Load())
 	for e := range r.edges {
-		e.gapLocked(from, to)
+		if e.live {
+			e.gapLocked(r.sequence, from, to)
+		}
 	}
 }
 
@@ -312,10 +323,12 @@ func (r *Router) mustLeadLocked() {
 	}
 }
 
-// sealAllLocked ends all open batches, for the epoch is about to change.
+// sealAllLocked ends all open batches and all reading of the ring, for the epoch
+// is about to change.
 func (r *Router) sealAllLocked() {
 	for e := range r.edges {
 		e.sealLocked(r.sequence)
+		e.live, e.behind = e.live || e.behind, false
 	}
 }
 

@@ -39,7 +39,7 @@ func attach(t testing.TB, r *Router, id string, topics ...string) *Edge {
 		}
 	}
 	e.Start(t0)
-	if e.Next().GetHeartbeat() == nil {
+	if e.Next(t0).GetHeartbeat() == nil {
 		t.Fatal("the first message is no heartbeat")
 	}
 	return e
@@ -74,14 +74,14 @@ func show(m *feedv1.SubscribeResponse) string {
 func expect(t *testing.T, e *Edge, want ...string) {
 	t.Helper()
 	for _, w := range append(want, "nothing") {
-		if got := show(e.Next()); got != w {
+		if got := show(e.Next(t0)); got != w {
 			t.Fatalf("got %q, want %q", got, w)
 		}
 	}
 }
 
 func TestRoute(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
 	exact := attach(t, r, "exact", "T.A", "Q.A")
 	wild := attach(t, r, "wild", "T.*")
@@ -106,7 +106,7 @@ func TestRoute(t *testing.T) {
 }
 
 func TestOrderOfMessages(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
 	e, idle := attach(t, r, "e", "T.A"), attach(t, r, "idle")
 	r.Upstream(true, time.Time{}, t0)
@@ -125,7 +125,7 @@ func TestOrderOfMessages(t *testing.T) {
 }
 
 func TestEpochs(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	e := attach(t, r, "e", "T.A", "Q.*")
 	expect(t, e)
 	if got := r.Lead(epoch1, t0); !slices.Equal(got, []string{"Q.*", "T.A"}) {
@@ -147,19 +147,19 @@ func TestEpochs(t *testing.T) {
 }
 
 func TestHeartbeatFields(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
 	e := attach(t, r, "e")
 	r.FrameSeen(t0)
 	r.Upstream(false, t0.Add(-time.Second), t0.Add(time.Second))
-	h := e.Next().GetHeartbeat()
+	h := e.Next(t0).GetHeartbeat()
 	if h.GetEpoch().GetGeneration() != 7 || h.GetEpoch().GetTerm() != 1 || !h.GetDownSince().AsTime().Equal(t0.Add(-time.Second)) || h.GetUpstreamAgeNs() != uint64(time.Second) {
 		t.Errorf("heartbeat %v", h)
 	}
 }
 
 func TestChanges(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	one := attach(t, r, "one", "T.A")
 	expectChanges := func(added, removed string) {
 		t.Helper()
@@ -191,7 +191,7 @@ func TestChanges(t *testing.T) {
 }
 
 func TestBadInterest(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	e := attach(t, r, "e", "T.A")
 	for _, tt := range []struct {
 		name   string
@@ -240,7 +240,7 @@ func TestProblems(t *testing.T) {
 		unserved     = feedv1.TopicProblem_TOPIC_PROBLEM_NOT_ACKNOWLEDGED
 		unauthorized = feedv1.TopicProblem_TOPIC_PROBLEM_NOT_AUTHORIZED
 	)
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
 	e := attach(t, r, "e", "T.A", "NOI.*")
 	other := attach(t, r, "other", "Q.A")
@@ -261,13 +261,13 @@ func TestProblems(t *testing.T) {
 }
 
 func TestOverflowCutsOneEdge(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
 	slow, well := attach(t, r, "slow", "T.A", "T.*"), attach(t, r, "well", "T.*")
 	events := []Event{event("T", "A", 1)}
 	for range 100 << 10 {
 		r.Route(events)
-		well.Next()
+		well.Next(t0)
 		if s := r.Stats(); s.QueueBytes > 2*testQueue {
 			t.Fatalf("%d bytes queued", s.QueueBytes)
 		}
@@ -277,7 +277,7 @@ func TestOverflowCutsOneEdge(t *testing.T) {
 	default:
 		t.Fatal("the slow edge is still there")
 	}
-	if slow.Ended() != EndedOverflow || slow.Next() != nil {
+	if slow.Ended() != EndedOverflow || slow.Next(t0) != nil {
 		t.Errorf("ended as %d", slow.Ended())
 	}
 	if well.Ended() != NotEnded {
@@ -287,7 +287,7 @@ func TestOverflowCutsOneEdge(t *testing.T) {
 	r.Gap(t0, t0)
 	expect(t, slow)
 	slow.Detach()
-	well.Next()
+	well.Next(t0)
 	expect(t, well)
 	if got := r.Stats().QueueBytes; got != 0 {
 		t.Errorf("%d bytes left", got)
@@ -297,7 +297,7 @@ func TestOverflowCutsOneEdge(t *testing.T) {
 // TestAwaitServed: coverage of new topics begins when the vendor serves them.
 func TestAwaitServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New("stocks", testQueue)
+		r := New("stocks", testQueue, RingBounds{})
 		served := func() bool {
 			began := time.Now()
 			r.AwaitServed(t.Context(), time.Second)
@@ -337,7 +337,7 @@ func TestAwaitServed(t *testing.T) {
 
 // TestGapEndsTheOutage: no heartbeat behind a gap says that the upstream is down.
 func TestGapEndsTheOutage(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
 	e := attach(t, r, "e", "T.A")
 	r.Upstream(false, t0, t0)
@@ -348,7 +348,7 @@ func TestGapEndsTheOutage(t *testing.T) {
 }
 
 func TestReplaced(t *testing.T) {
-	r := New("stocks", testQueue)
+	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
 	old := attach(t, r, "e", "T.A")
 	r.Changes()
@@ -367,14 +367,14 @@ func TestReplaced(t *testing.T) {
 }
 
 func TestMessagesAreBounded(t *testing.T) {
-	r := New("stocks", 16<<20)
+	r := New("stocks", 16<<20, RingBounds{})
 	r.Lead(epoch1, t0)
 	e := attach(t, r, "e", "T.*")
 	big := Event{Raw: make([]byte, maxEvent), Kind: []byte("T"), Symbol: []byte("A")}
 	small := Event{Raw: make([]byte, 1), Kind: []byte("T"), Symbol: []byte("A")}
 	r.Route([]Event{big, small, small, big})
 	var got []string
-	for m := e.Next(); m != nil; m = e.Next() {
+	for m := e.Next(t0); m != nil; m = e.Next(t0) {
 		b := m.GetBatch()
 		if len(b.GetPayload()) > maxPayload {
 			t.Errorf("%d bytes", len(b.GetPayload()))

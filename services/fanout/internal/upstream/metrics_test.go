@@ -13,7 +13,7 @@ import (
 
 func TestMetrics(t *testing.T) {
 	tel := telemetry.Discard()
-	r := router.New("stocks", 1<<20)
+	r := router.New("stocks", 1<<20, router.RingBounds{})
 	u := New(Config{URL: "ws://localhost", KeyFile: ""}, r, tel.Logger)
 	if err := Observe(tel.Meter("test"), []*Upstream{u}); err != nil {
 		t.Fatal(err)

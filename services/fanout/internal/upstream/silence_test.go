@@ -137,7 +137,7 @@ func virtually(t *testing.T, from string, hours calendar.Hours, every time.Durat
 		time.Sleep(time.Until(start))
 		v := &tireless{dialed: make(chan net.Conn), every: every}
 		server := &http.Server{Handler: v, ReadHeaderTimeout: time.Minute}
-		r := router.New("stocks", 32<<20)
+		r := router.New("stocks", 32<<20, router.RingBounds{})
 		edge := r.Attach("edge")
 		if err := edge.Change(nil, []*feedv1.Topic{{Id: 1, Name: "T.AAPL"}}); err != nil {
 			t.Fatal(err)

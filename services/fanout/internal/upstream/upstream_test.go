@@ -214,7 +214,7 @@ func (l *lockedBuffer) String() string {
 func start(t *testing.T, adjust func(*times), topics ...string) *fixture {
 	f := &fixture{
 		vendorServer: newVendorServer(t),
-		router:       router.New("stocks", 32<<20),
+		router:       router.New("stocks", 32<<20, router.RingBounds{}),
 		log:          &lockedBuffer{written: make(chan struct{}, 1)},
 		keyFile:      filepath.Join(t.TempDir(), "key"),
 		returned:     make(chan struct{}),
@@ -271,7 +271,7 @@ func (f *fixture) take() *feedv1.SubscribeResponse {
 	f.Helper()
 	late := time.After(10 * time.Second)
 	for {
-		for m := f.edge.Next(); m != nil; m = f.edge.Next() {
+		for m := f.edge.Next(time.Now()); m != nil; m = f.edge.Next(time.Now()) {
 			if m.GetHeartbeat() == nil {
 				return m
 			}
@@ -306,7 +306,7 @@ func (f *fixture) expectState(state feedv1.UpstreamState) *feedv1.Heartbeat {
 	f.Helper()
 	late := time.After(10 * time.Second)
 	for {
-		for m := f.edge.Next(); m != nil; m = f.edge.Next() {
+		for m := f.edge.Next(time.Now()); m != nil; m = f.edge.Next(time.Now()) {
 			if h := m.GetHeartbeat(); h != nil && h.GetUpstream() == state && h.GetRole() == feedv1.Role_ROLE_LEADER {
 				return h
 			}
