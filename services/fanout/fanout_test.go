@@ -121,7 +121,8 @@ func TestValidateLease(t *testing.T) {
 		{"--lease-name makes", func(o *Options) { o.LeaseName = strings.Repeat("a", 57) }},
 		{"--lease-duration is 6.5s, must be whole seconds", func(o *Options) { o.LeaseDuration += time.Second / 2 }},
 		{"--lease-duration is 0s", func(o *Options) { o.LeaseDuration = 0 }},
-		{"--lease-duration is 3s, must be at least 6s", func(o *Options) { o.LeaseDuration = 3 * time.Second }},
+		{"--lease-duration is 4s, must be at least 4.5s", func(o *Options) { o.LeaseDuration = 4 * time.Second }},
+		{"--lease-duration is 6s, must be more than --lease-renew-deadline", func(o *Options) { o.LeaseRenewDeadline = 6 * time.Second }},
 		{"--lease-renew-deadline is 1.2s", func(o *Options) { o.LeaseRenewDeadline = 1200 * time.Millisecond }},
 		{"--lease-retry-period is 0s", func(o *Options) { o.LeaseRetryPeriod = 0 }},
 	} {
@@ -132,6 +133,7 @@ func TestValidateLease(t *testing.T) {
 		}
 	}
 	o := leaseOptions(t)
+	o.LeaseDuration, o.LeaseRenewDeadline, o.LeaseRetryPeriod = 4*time.Second, 2*time.Second, time.Second/2
 	o.LeaseName = strings.Repeat("a", 55) // with "-options" 63
 	if err := o.Validate(); err != nil {
 		t.Error(err)

@@ -71,8 +71,8 @@ type Options struct {
 	Leader             string        `name:"leader" enum:"kubernetes,redis,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), redis (the holder of the market's lease in Redis), static (this process, for every market; there must be no other) or standby (never this process)."`
 	LeaseNamespace     string        `name:"lease-namespace" placeholder:"NAME" help:"Namespace of the Leases. Empty: that of the pod."`
 	LeaseName          string        `name:"lease-name" default:"relay-fanout" placeholder:"NAME" help:"The lease of a market is NAME-MARKET. With kubernetes it must exist; the service account needs get and update on it."`
-	LeaseDuration      time.Duration `name:"lease-duration" default:"8s" help:"How long a Lease that is not renewed binds the others, in whole seconds. At least the renew deadline, the retry period and 2s, in which the upstream is closed."`
-	LeaseRenewDeadline time.Duration `name:"lease-renew-deadline" default:"5s" help:"How long renewals may fail before the leader gives up."`
+	LeaseDuration      time.Duration `name:"lease-duration" default:"8s" help:"How long a Lease that is not renewed binds the others, in whole seconds: a leader that dies is replaced after it and up to two looks. More than the renew deadline, and at least half of it, the retry period and 2s."`
+	LeaseRenewDeadline time.Duration `name:"lease-renew-deadline" default:"5s" help:"How long a leader renews at the retry period when renewals fail; then it tries at the pace of a standby, and leads on. A request may take half of it."`
 	LeaseRetryPeriod   time.Duration `name:"lease-retry-period" default:"1s" help:"Pause between renewals. A standby looks every 1 to 2.2 of them whether the Lease is free."`
 
 	Redis      redisx.Options    `embed:""` // with leaderRedis alone
@@ -149,10 +149,13 @@ func (o Options) validateLease(check func(ok bool, format string, args ...any)) 
 	check(o.LeaseNamespace == "" || dnsLabel.MatchString(o.LeaseNamespace), "--lease-namespace is %q, must be a DNS label", o.LeaseNamespace)
 	check(o.LeaseDuration >= time.Second && o.LeaseDuration%time.Second == 0,
 		"--lease-duration is %v, must be whole seconds: a Lease has no fractions", o.LeaseDuration)
-	least := o.LeaseRenewDeadline + o.LeaseRetryPeriod + upstream.CloseWait
+	// The proof of a leadership ends by CloseWait before the duration.
+	least := o.LeaseRetryPeriod + o.LeaseRenewDeadline/2 + upstream.CloseWait
 	check(o.LeaseDuration >= least,
-		"--lease-duration is %v, must be at least %v: --lease-renew-deadline, --lease-retry-period and %v to close the upstream, or two processes would hold it",
+		"--lease-duration is %v, must be at least %v: --lease-retry-period and half of --lease-renew-deadline, so that a renewal may hang once, and %v to end a connection that is being made before another process may make one",
 		o.LeaseDuration, least, upstream.CloseWait)
+	check(o.LeaseDuration > o.LeaseRenewDeadline, "--lease-duration is %v, must be more than --lease-renew-deadline, which is %v",
+		o.LeaseDuration, o.LeaseRenewDeadline)
 	check(o.LeaseRetryPeriod > 0, "--lease-retry-period is %v, must be more than 0", o.LeaseRetryPeriod)
 	check(float64(o.LeaseRenewDeadline) > leaderelection.JitterFactor*float64(o.LeaseRetryPeriod),
 		"--lease-renew-deadline is %v, must be more than %v times --lease-retry-period, which is %v",
@@ -166,6 +169,7 @@ func (o Options) lease() leader.LeaseConfig {
 		Duration:      o.LeaseDuration,
 		RenewDeadline: o.LeaseRenewDeadline,
 		RetryPeriod:   o.LeaseRetryPeriod,
+		Closing:       upstream.CloseWait,
 	}
 }
 

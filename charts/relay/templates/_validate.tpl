@@ -33,11 +33,14 @@
 {{- $wrong = append $wrong "auth.persistence.existingClaim and auth.persistence.ephemeral=true are both given: choose one" }}
 {{- end }}
 {{- with $v.fanout.lease }}
-{{- $least := add .renewDeadline .retryPeriod 2 }}
-{{- if lt (int .duration) (int $least) }}
-{{- $wrong = append $wrong (printf "fanout.lease.duration is %d, must be at least %d: renewDeadline, retryPeriod and 2 to close the upstream, or two fanouts would hold it" (int .duration) $least) }}
+{{- $least := addf (divf .renewDeadline 2) .retryPeriod 2 }}
+{{- if lt (float64 .duration) $least }}
+{{- $wrong = append $wrong (printf "fanout.lease.duration is %v, must be at least %v: retryPeriod and half of renewDeadline, so that a renewal may hang once, and 2 to end a connection that is being made before another fanout may make one" .duration $least) }}
 {{- end }}
-{{- if not (gt (mul 10 .renewDeadline) (mul 12 .retryPeriod)) }}
+{{- if le (float64 .duration) (float64 .renewDeadline) }}
+{{- $wrong = append $wrong (printf "fanout.lease.duration is %v, must be more than renewDeadline" .duration) }}
+{{- end }}
+{{- if not (gt (mulf 10 .renewDeadline) (mulf 12 .retryPeriod)) }}
 {{- $wrong = append $wrong "fanout.lease.renewDeadline must be longer than 1.2 times retryPeriod" }}
 {{- end }}
 {{- end }}

@@ -21,8 +21,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
 }
 
-// arena is where processes compete for a lease. It sees to it that works whose
-// context lives do not overlap, and that epochs rise.
+// arena is where processes compete for a lease. It sees to it that works with
+// proof do not overlap, and that epochs rise.
 type arena struct {
 	*testing.T
 	read int // lines of the story that await has passed
@@ -30,9 +30,9 @@ type arena struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	log     bytes.Buffer
-	holders []string // whose work runs and has not been told
+	holders []string // whose work runs and is proven
 	last    uint64
-	story   []string // "a leads 7", "a told: …", "a ended"
+	story   []string // "a leads 7", "a proven false", "a told: …", "a ended"
 	changed chan struct{}
 }
 
@@ -141,22 +141,29 @@ func (p *player) end() {
 	}
 }
 
-func (p *player) work(ctx context.Context, epoch uint64, _ *Proof) error {
+func (p *player) work(ctx context.Context, epoch uint64, proof *Proof) error {
 	p.mu.Lock()
-	p.holders = append(p.holders, p.name)
-	if len(p.holders) > 1 {
-		p.Errorf("at a time %q hold the lease; %q", p.holders, p.story)
-	}
+	p.enterLocked()
 	if epoch <= p.last {
 		p.Errorf("epoch %d after %d", epoch, p.last)
 	}
 	p.last = epoch
 	p.noteLocked("%s leads %d", p.name, epoch)
 	p.mu.Unlock()
+	working, stop := context.WithCancel(ctx)
+	defer stop()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		watchProof(working, proof, p.proven)
+	}()
 	var err error
 	select {
 	case err = <-p.give:
+		stop()
+		<-watched
 	case <-ctx.Done():
+		<-watched
 		p.mu.Lock()
 		p.leaveLocked()
 		p.noteLocked("%s told: %v", p.name, context.Cause(ctx))
@@ -170,6 +177,40 @@ func (p *player) work(ctx context.Context, epoch uint64, _ *Proof) error {
 	p.leaveLocked()
 	p.noteLocked("%s ended", p.name)
 	return err
+}
+
+// watchProof tells of each change of a proof until ctx ends.
+func watchProof(ctx context.Context, proof *Proof, tell func(proven bool)) {
+	for before := true; ; {
+		changed := proof.Changed()
+		if now := proof.Proven(); now != before {
+			before = now
+			tell(now)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (p *player) proven(proven bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.noteLocked("%s proven %v", p.name, proven)
+	if proven {
+		p.enterLocked()
+	} else {
+		p.leaveLocked()
+	}
+}
+
+func (p *player) enterLocked() {
+	p.holders = append(p.holders, p.name)
+	if len(p.holders) > 1 {
+		p.Errorf("at a time %q hold the lease; %q", p.holders, p.story)
+	}
 }
 
 func (p *player) leaveLocked() {

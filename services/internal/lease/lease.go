@@ -6,29 +6,42 @@
 // relay:lease:{<name>}:epoch, the last epoch; and relay:lease:{<name>}:server, the
 // run id of the Redis that was asked for the lease last.
 //
-// A lease is valid until the send time of its last confirmed refresh + TTL -
-// margin on the process's monotonic clock; then the context of the work ends. Work
-// has the margin to end before another process can hold the lease. A holder that
-// finds its key gone sets it anew with the same epoch while it is valid, unless a
-// greater epoch has been given since.
+// A lease is proven until the send time of its last confirmed refresh + TTL -
+// margin on the process's monotonic clock. Work is told when the proof ends, and
+// goes on: a Redis that is away ends nothing. It has the margin to end what must
+// not meet another's. A holder that finds its key gone sets it anew with the same
+// epoch while it is proven, unless a greater epoch has been given since.
 //
 // # What holds, and what for
 //
-// Without loss of data in Redis no two processes hold a lease at a time, whatever
-// is delayed, lost, paused or restarted. It takes clocks that run at the same
-// rate, and a TTL that is the same everywhere. A process must not be suspended
-// with its monotonic clock (a virtual machine that sleeps): it would hold on
-// until its next refresh.
+// Without loss of data in Redis no two processes hold a proven lease at a time,
+// whatever is delayed, lost, paused or restarted. It takes clocks that run at the same
+// rate, and a TTL and margin that are the same everywhere. A process must not be
+// suspended with its monotonic clock (a virtual machine that sleeps): it would
+// believe in its proof until its next refresh.
+//
+// A holder whose proof has ended is in doubt: its lease may have been given to
+// another, or to nobody. What it does then may meet what a holder with proof does,
+// so it must be such that meeting it does no harm, or can be seen to be old by its
+// epoch. The holder goes on asking Redis. If that knows of another holder or of a
+// greater epoch, the work ends, at the first answer; else the lease is proven
+// again, with the same epoch. One who waits takes a lease that has ended at once if
+// it has seen it end, or released, with Redis answering for the margin at least;
+// else, as after an outage, the holder has the margin to take it back first. So
+// outages of Redis alone do not change the holder.
 //
 // When Redis may have lost data, the lease is guarded for one TTL, in which only
-// its holder can set it anew: there are still no two holders. That is so when Redis
+// its holder can set it anew, at once if it is proven and in the last margin of the
+// time if it is in doubt: there are still no two with proof. That is so when Redis
 // is another process than the one that was asked last (a restart, a failover to a
 // replica that lagged), and when it has no epoch (FLUSHALL). A Redis that has never
 // been used looks the same, so the first lease of all takes a TTL. What shows
 // neither (a DEL by hand or an eviction of the lease alone, a clock of the Redis
 // host set forward, any failover where INFO is not permitted) may give two holders
-// until the older one hears of it: at its next refresh, after TTL - margin at the
-// latest.
+// until the older one hears of it: at its next refresh, or after TTL - margin it is
+// in doubt. If Redis loses data while one holder is in doubt and another, given a
+// greater epoch in the meantime, is cut off for longer than the TTL, the older one
+// may be proven again with an epoch that is not the greatest.
 //
 // The epoch is the greatest of: the last one in Redis + 1; the greatest that the
 // process has heard of + 1 (one that waits hears of each holder's); and its wall
@@ -46,7 +59,7 @@
 //
 // Run does everything on its caller's goroutine, but for one that work runs on and
 // one for the operation in flight, of which there is one at a time. Nothing queues.
-// A Redis that is slow or away costs the lease, at its deadline, and nothing else.
+// A Redis that is slow or away costs the proof, at its deadline, and nothing else.
 package lease
 
 import (
@@ -61,14 +74,9 @@ import (
 	"github.com/cutemarkets/relay/services/internal/redisx"
 )
 
-// Why a lease was lost: the cause of the end of work's context.
-var (
-	// ErrExpired says that Redis did not confirm the lease in time. Nobody else
-	// has it before the margin has passed.
-	ErrExpired = errors.New("lease: not refreshed in time")
-	// ErrTaken says that another holds the lease, or has held it since.
-	ErrTaken = errors.New("lease: taken by another")
-)
+// ErrTaken says that another holds the lease, or has held it since: the cause of the
+// end of work's context.
+var ErrTaken = errors.New("lease: taken by another")
 
 const (
 	opTimeout   = 500 * time.Millisecond
@@ -77,7 +85,7 @@ const (
 )
 
 // Config says which lease it is and how it is kept. TTL - Margin must be at least
-// 2.4 Refresh + 500 ms, so that one refresh may fail.
+// 2.4 Refresh + 500 ms, so that one refresh may fail without an end of the proof.
 type Config struct {
 	// Name of the lease, and Holder, which tells operators who has it: at most 128
 	// bytes each, without spaces, control characters and braces. Two processes with
@@ -89,8 +97,8 @@ type Config struct {
 	TTL time.Duration
 	// Refresh is the mean time between two refreshes.
 	Refresh time.Duration
-	// Margin by which a holder gives up before Redis does. Work that ends within it
-	// never overlaps with that of the next holder.
+	// Margin by which the proof ends before the lease in Redis does. What work ends
+	// within it never meets the work of the next holder. The same for all.
 	Margin time.Duration
 	// Retry is the mean time between two tries of one who waits, hence twice the
 	// mean time until a lease that was released has its next holder.
@@ -101,8 +109,8 @@ type Config struct {
 }
 
 // Work is what the holder of a lease does. ctx ends when Run's does, or with the
-// lease and ErrExpired or ErrTaken as its cause. Others may hold the lease once
-// Work has returned. Epochs rise from one call of Work to the next, in all
+// lease and ErrTaken as its cause. Others may hold the lease once Work has returned,
+// and while it is not proven. Epochs rise from one call of Work to the next, in all
 // processes.
 type Work func(ctx context.Context, epoch uint64, proof *Proof) error
 

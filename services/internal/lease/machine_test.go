@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-var opNames = [opEnd]string{opNone: "nothing", opAcquire: "acquire", opRefresh: "refresh", opRestore: "restore", opRelease: "release"}
+var opNames = [opEnd]string{opNone: "nothing", opAcquire: "acquire", opRefresh: "refresh", opRestore: "restore", opReclaim: "reclaim", opRelease: "release"}
 
 var testTiming = timing{
 	ttl: 5 * time.Second, margin: time.Second, refresh: 500 * time.Millisecond,
@@ -28,13 +28,13 @@ type step struct {
 }
 
 func TestMachine(t *testing.T) {
-	ops := map[string]op{"acquire": opAcquire, "refresh": opRefresh, "restore": opRestore, "release": opRelease}
+	ops := map[string]op{"acquire": opAcquire, "refresh": opRefresh, "restore": opRestore, "reclaim": opReclaim, "release": opRelease}
 	s := time.Second
 	ours, theirs := answer{epoch: 7}, answer{outcome: other, epoch: 9}
 	yes, missed := answer{}, answer{outcome: absent}
 	away, maybe := answer{outcome: refused}, answer{outcome: unknown}
 	granted, none := event{granted: true}, event{}
-	expired, taken := event{lost: ErrExpired}, event{lost: ErrTaken}
+	doubt, again, taken := event{doubt: true}, event{proven: true}, event{lost: ErrTaken}
 	for name, steps := range map[string][]step{
 		"hold and release": {{0, "acquire", ours, granted, held}, {s, "refresh", yes, none, held},
 			{5*s - 1, "tick", yes, none, held}, {5*s - 1, "stop", yes, none, held}, {5*s - 1, "refresh", yes, none, held},
@@ -46,21 +46,26 @@ func TestMachine(t *testing.T) {
 		"outcome unknown, stopped": {{0, "acquire", maybe, none, seeking}, {s, "stop", yes, none, releasing},
 			{s, "release", yes, none, releasing}, {2 * s, "release", missed, none, releasing}, {3 * s, "tick", yes, event{abandoned: true}, gone}},
 		"outcome unknown, stopped much later": {{0, "acquire", maybe, none, seeking}, {s, "acquire", theirs, none, seeking}, {6 * s, "stop", yes, none, gone}},
-		"expired, acquired again": {{0, "acquire", ours, granted, held}, {s, "refresh", maybe, none, held}, {2 * s, "refresh", away, none, held},
-			{4*s - 1, "tick", yes, none, held}, {4 * s, "tick", yes, expired, lost}, {5 * s, "returned", yes, none, seeking},
-			{5 * s, "acquire", answer{epoch: 8}, granted, held}},
-		"expired, work hangs": {{0, "acquire", ours, granted, held}, {4 * s, "tick", yes, expired, lost}, {9*s - 1, "tick", yes, none, lost},
+		"in doubt, and proven again": {{0, "acquire", ours, granted, held}, {s, "refresh", maybe, none, held}, {2 * s, "refresh", away, none, held},
+			{4*s - 1, "tick", yes, none, held}, {4 * s, "tick", yes, doubt, doubtful}, {4 * s, "reclaim", maybe, none, doubtful},
+			{99 * s, "tick", yes, none, doubtful}, {99 * s, "reclaim", missed, none, doubtful}, {100 * s, "reclaim", yes, again, held},
+			{101 * s, "refresh", yes, none, held}, {105*s - 1, "tick", yes, none, held}, {105 * s, "tick", yes, doubt, doubtful}},
+		"in doubt, taken": {{0, "acquire", ours, granted, held}, {4 * s, "tick", yes, doubt, doubtful}, {99 * s, "reclaim", theirs, taken, lost},
+			{100 * s, "returned", yes, none, seeking}, {100 * s, "acquire", answer{epoch: 10}, granted, held}},
+		"taken, work hangs": {{0, "acquire", ours, granted, held}, {4 * s, "refresh", theirs, taken, lost}, {9*s - 1, "tick", yes, none, lost},
 			{9 * s, "tick", yes, event{overdue: true}, lost}, {99 * s, "tick", yes, none, lost}, {99 * s, "returned", yes, none, seeking}},
-		"expired and stopped": {{0, "acquire", ours, granted, held}, {4 * s, "tick", yes, expired, lost}, {5 * s, "stop", yes, none, lost},
-			{5 * s, "returned", yes, none, releasing}, {5 * s, "release", theirs, none, gone}},
+		"in doubt, stopped": {{0, "acquire", ours, granted, held}, {4 * s, "tick", yes, doubt, doubtful}, {5 * s, "stop", yes, none, doubtful},
+			{5 * s, "reclaim", away, none, doubtful}, {5 * s, "returned", yes, none, releasing}, {5 * s, "release", theirs, none, gone}},
+		"in doubt, stopped without Redis": {{0, "acquire", ours, granted, held}, {4 * s, "tick", yes, doubt, doubtful}, {5 * s, "stop", yes, none, doubtful},
+			{5 * s, "returned", yes, none, releasing}, {5 * s, "release", away, none, releasing}, {7 * s, "tick", yes, event{abandoned: true}, gone}},
 		"taken": {{0, "acquire", ours, granted, held}, {s, "refresh", theirs, taken, lost}, {s, "returned", yes, none, seeking},
 			{2 * s, "acquire", theirs, none, seeking}, {3 * s, "stop", yes, none, gone}},
 		"missing, set anew": {{0, "acquire", ours, granted, held}, {s, "refresh", missed, none, missing},
-			{s, "restore", yes, none, held}, {5*s - 1, "tick", yes, none, held}, {5 * s, "tick", yes, expired, lost}},
+			{s, "restore", yes, none, held}, {5*s - 1, "tick", yes, none, held}, {5 * s, "tick", yes, doubt, doubtful}},
 		"missing, taken": {{0, "acquire", ours, granted, held}, {s, "refresh", missed, none, missing},
 			{s, "restore", theirs, taken, lost}},
 		"missing, Redis away": {{0, "acquire", ours, granted, held}, {s, "refresh", missed, none, missing},
-			{s, "restore", away, none, held}, {2 * s, "refresh", missed, none, missing}, {4 * s, "tick", yes, expired, lost}},
+			{s, "restore", away, none, held}, {2 * s, "refresh", missed, none, missing}, {4 * s, "tick", yes, doubt, doubtful}},
 		"missing, stopped": {{0, "acquire", ours, granted, held}, {s, "refresh", missed, none, missing}, {s, "stop", yes, none, missing},
 			{s, "restore", maybe, none, held}, {s, "returned", yes, none, releasing}, {s, "release", missed, none, releasing},
 			{3 * s, "tick", yes, event{abandoned: true}, gone}},
@@ -120,16 +125,58 @@ func TestMachineInFlight(t *testing.T) {
 		m.send(0)
 		m.reply(0, answer{op: opAcquire, epoch: 7})
 		m.send(3 * s)
-		if ev := m.tick(4 * s); !errors.Is(ev.lost, ErrExpired) {
+		if ev := m.tick(4 * s); !ev.doubt {
 			t.Fatalf("%+v", ev)
 		}
-		if ev := m.reply(4*s, answer{op: opRefresh, outcome: got}); ev != (event{}) || m.state != lost {
+		ev, ended := m.reply(4*s, answer{op: opRefresh, outcome: got}), got == other
+		if errors.Is(ev.lost, ErrTaken) != ended || ev.proven || (m.state == lost) != ended || (m.state == doubtful) == ended {
 			t.Errorf("late refresh %d: %+v, state %d", got, ev, m.state)
 		}
-		if o := m.next(5 * s); o != opNone {
-			t.Errorf("%s while work ends", opNames[o])
+	}
+}
+
+// An answer that comes when what it proves has ended proves nothing.
+func TestMachineLateReclaim(t *testing.T) {
+	const s = time.Second
+	m := newTestMachine(1)
+	m.send(0)
+	m.reply(0, answer{op: opAcquire, epoch: 7})
+	m.tick(20 * s)
+	m.send(20 * s)
+	if ev := m.reply(24*s, answer{op: opReclaim}); ev != (event{}) || m.state != doubtful {
+		t.Errorf("%+v, state %d", ev, m.state)
+	}
+	m.send(25 * s)
+	if ev := m.reply(29*s-1, answer{op: opReclaim}); !ev.proven || m.endAt != 29*s {
+		t.Errorf("%+v, proven until %v", ev, m.endAt)
+	}
+}
+
+// A lease that has ended is believed to be nobody's if it was seen to end.
+func TestMachineSeesTheEnd(t *testing.T) {
+	const s = time.Second
+	m := newTestMachine(1)
+	ask := func(at time.Duration, a answer) {
+		m.send(at)
+		m.reply(at, a)
+	}
+	saw := func(at time.Duration, want bool) {
+		t.Helper()
+		if m.sawEnd(at) != want {
+			t.Errorf("at %v: %v", at, !want)
 		}
 	}
+	saw(0, true) // nobody is known to have had it
+	ask(0, answer{op: opAcquire, outcome: other, rest: 3 * s})
+	saw(3*s-1, false)
+	saw(3*s, true)
+	ask(2*s, answer{op: opAcquire, outcome: unknown})
+	saw(99*s, false)
+	ask(10*s, answer{op: opAcquire, outcome: other, rest: s / 10})
+	saw(11*s-1, false) // its holder may have been without Redis as well
+	saw(11*s, true)
+	ask(11*s, answer{op: opAcquire, outcome: other}) // it does not end
+	saw(99*s, false)
 }
 
 // An acquire whose answer came too late is not worth anything, and the next one

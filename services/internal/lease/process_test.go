@@ -22,7 +22,8 @@ func init() {
 	}
 }
 
-// holdFor prints "leads <epoch>", and "told <cause>", until it is killed.
+// holdFor prints "leads <epoch>", "proven false" and "proven true", and "told
+// <cause>", until it is killed.
 func holdFor(address string) {
 	c := quick
 	c.Name, c.Holder, c.Done = "stocks", "child", func(error) {}
@@ -30,9 +31,9 @@ func holdFor(address string) {
 	if err != nil {
 		panic(err)
 	}
-	err = l.Run(context.Background(), func(ctx context.Context, epoch uint64, _ *Proof) error {
+	err = l.Run(context.Background(), func(ctx context.Context, epoch uint64, proof *Proof) error {
 		fmt.Println("leads", epoch)
-		<-ctx.Done()
+		watchProof(ctx, proof, func(proven bool) { fmt.Println("proven", proven) })
 		fmt.Println("told", context.Cause(ctx))
 		return nil
 	})
@@ -82,8 +83,8 @@ func (c *child) signal(s syscall.Signal) {
 	}
 }
 
-// A process that stood still for longer than the TTL hears at once that it holds
-// the lease no more, and can have it again.
+// A process that stood still for longer than the TTL knows at once that it has no
+// proof, hears that the lease is another's, and can have it again.
 func TestProcessStandsStill(t *testing.T) {
 	t.Parallel()
 	a, s := newArena(t), startUsed(t)
@@ -94,7 +95,8 @@ func TestProcessStandsStill(t *testing.T) {
 	a.await("y leads")
 	c.signal(syscall.SIGCONT)
 	begun := time.Now()
-	c.await("told " + ErrExpired.Error())
+	c.await("proven false")
+	c.await("told " + ErrTaken.Error())
 	if took := time.Since(begun); took > quick.Margin {
 		t.Errorf("told after %v", took)
 	}

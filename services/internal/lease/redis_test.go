@@ -99,19 +99,78 @@ func TestCrash(t *testing.T) {
 	x.end()
 }
 
+// Redis stands still for longer than the TTL: what the others had sent waits in its
+// sockets, and is carried out when it goes on and the lease has ended.
 func TestRedisStandsStill(t *testing.T) {
 	t.Parallel()
 	a, s := newArena(t), startUsed(t)
-	players := []*player{a.join("x", quick, s.Address)}
+	x := a.join("x", quick, s.Address)
 	a.await("x leads")
-	players = append(players, a.join("y", quick, s.Address))
-	s.Signal(syscall.SIGSTOP)
-	a.await("x told: " + ErrExpired.Error())
-	a.await("x ended")
-	s.Signal(syscall.SIGCONT)
-	a.leader()
-	for _, p := range players {
+	players := []*player{x, a.join("y", quick, s.Address), a.join("z", quick, s.Address)}
+	for range 5 {
+		s.Signal(syscall.SIGSTOP)
+		a.await("x proven false")
+		<-time.After(quick.TTL)
+		s.Signal(syscall.SIGCONT)
+		a.await("x proven true")
+	}
+	for _, p := range players[1:] {
 		p.end()
+	}
+	x.end()
+}
+
+// A Redis that was killed comes back without its data.
+func TestRedisAway(t *testing.T) {
+	t.Parallel()
+	a, s := newArena(t), startUsed(t)
+	x := a.join("x", quick, s.Address)
+	line := a.await("x leads")
+	y := a.join("y", quick, s.Address)
+	s.Kill()
+	a.await("x proven false")
+	s.Restart()
+	begun := time.Now()
+	a.await("x proven true")
+	if took := time.Since(begun); took < quick.TTL-quick.Margin-50*time.Millisecond {
+		t.Errorf("proven after %v by a Redis that has lost all", took)
+	}
+	look := redistest.Client(t, s.Address)
+	value := look.Get(t.Context(), leaseKey).Val()
+	if _, epoch, _ := strings.Cut(value, " "); line != "x leads "+epoch {
+		t.Errorf("%q, and Redis has %q", line, value)
+	}
+	y.end()
+	x.end()
+}
+
+// A holder that alone does not reach Redis ends when it does again and another has
+// the lease, or has had it.
+func TestHolderCutOff(t *testing.T) {
+	t.Parallel()
+	for _, released := range []bool{false, true} {
+		a, s := newArena(t), startUsed(t)
+		p := redistest.NewProxy(t, s.Address)
+		x := a.join("x", quick, p.Address)
+		a.await("x leads")
+		y := a.join("y", quick, s.Address)
+		p.Hold()
+		a.await("x proven false")
+		a.await("y leads")
+		if released {
+			y.end()
+			a.await("y ended")
+		}
+		p.Resume()
+		begun := time.Now()
+		a.await("x told: " + ErrTaken.Error())
+		if took := time.Since(begun); took > opTimeout+time.Second {
+			t.Errorf("told after %v", took)
+		}
+		if !released {
+			y.end()
+		}
+		x.end()
 	}
 }
 
@@ -169,7 +228,7 @@ func TestRestartWithLoss(t *testing.T) {
 	look := redistest.Client(t, s.Address)
 	redistest.Eventually(t, "the lease is set anew", func() bool { return strings.HasPrefix(look.Get(t.Context(), leaseKey).Val(), "x/") })
 	s.Kill()
-	a.await("x told: " + ErrExpired.Error())
+	a.await("x proven false")
 	x.end()
 	s.Restart()
 	begun = time.Now()
@@ -178,7 +237,7 @@ func TestRestartWithLoss(t *testing.T) {
 	if took := time.Since(begun); took < quick.TTL-50*time.Millisecond {
 		t.Errorf("the lease was given after %v by a Redis that has lost all", took)
 	}
-	if a.logged("Redis is new or may have lost data") != 2 {
+	if a.logged("Redis was away, is new or may have lost data") != 2 {
 		t.Error("the loss is not logged")
 	}
 	y.end()
@@ -304,13 +363,14 @@ func TestFailure(t *testing.T) {
 	t.Parallel()
 	s := startUsed(t)
 	client := redistest.Client(t, s.Address)
-	l, err := newServer(client, Config{Name: "stocks", TTL: time.Second}, "x/1").perform(t.Context(), request{op: opAcquire, wall: time.Now()})
+	c := Config{Name: "stocks", TTL: 2 * time.Second, Margin: time.Second}
+	perform := newServer(client, c, "x/1").perform
+	l, err := perform(t.Context(), request{op: opAcquire, wall: time.Now(), ended: true})
 	if err != nil || l.outcome != mine {
 		t.Fatal(l, err)
 	}
 	client.Del(t.Context(), leaseKey)
 	client.HSet(t.Context(), leaseKey, "a", "b")
-	perform := newServer(client, Config{Name: "stocks", TTL: time.Second}, "x/1").perform
 	for o := opAcquire; o < opEnd; o++ {
 		if a, err := perform(t.Context(), request{op: o, epoch: 1, wall: time.Now()}); err == nil || a.outcome != refused {
 			t.Errorf("%s of a hash: %v, %v", opNames[o], a, err)
@@ -335,7 +395,7 @@ func TestScriptsAreAsTheModel(t *testing.T) {
 	client := redistest.Client(t, s.Address)
 	w := &world{redis: store{counter: 1, server: 1}, master: 1}
 	random := rand.New(rand.NewPCG(3, 4))
-	c := Config{Name: "stocks", TTL: time.Hour}
+	c := Config{Name: "stocks", TTL: 2 * time.Hour, Margin: time.Hour}
 	var servers []server
 	for _, token := range []string{"x/1", "y/1", "z/1"} {
 		servers = append(servers, newServer(client, c, token))
@@ -343,7 +403,7 @@ func TestScriptsAreAsTheModel(t *testing.T) {
 	epochs := make(map[string]uint64)
 	for n := range 5000 {
 		one := servers[random.IntN(len(servers))]
-		r := request{op: op(random.IntN(int(opEnd)-1)) + opAcquire, wall: time.UnixMicro(int64(n / 10)), epoch: epochs[one.token]}
+		r := request{op: op(random.IntN(int(opEnd)-1)) + opAcquire, wall: time.UnixMicro(int64(n / 10)), epoch: epochs[one.token], ended: random.IntN(2) == 0}
 		if random.IntN(3) == 0 {
 			r.known = uint64(random.IntN(3 * (n + 1)))
 		}
@@ -363,6 +423,11 @@ func TestScriptsAreAsTheModel(t *testing.T) {
 		case 0, 1, 2: // it expires
 			client.Del(t.Context(), leaseKey)
 			w.redis.token = ""
+		case 6, 7: // the last margin of a guard begins
+			if w.redis.token == guarded {
+				client.PExpire(t.Context(), leaseKey, c.Margin)
+				w.redis.expires = testTiming.margin
+			}
 		case 3:
 			client.FlushAll(t.Context())
 			w.redis = store{counter: -1}

@@ -21,6 +21,7 @@ type run struct {
 	// Owned by the caller of Run; not thread-safe.
 	machine machine
 	cancel  context.CancelCauseFunc // of the work that runs
+	proof   *Proof                  // of that work
 	err     error                   // of work
 	holder  string                  // as last seen
 }
@@ -66,7 +67,7 @@ func (r *run) loop(ctx context.Context) error {
 }
 
 // pass tells the machine what time it is. That comes before any other input:
-// after a pause of the process, an answer may be older than the lease.
+// after a pause of the process, an answer may be older than the proof.
 func (r *run) pass(ctx context.Context) time.Duration {
 	now := r.now()
 	if ctx.Err() != nil {
@@ -79,7 +80,9 @@ func (r *run) pass(ctx context.Context) time.Duration {
 // send starts an operation. It does not end with ctx: what it does is to be known.
 func (r *run) send(ctx context.Context, o op) {
 	q := request{op: o, epoch: r.machine.epoch, known: r.machine.known, wall: time.Now()}
-	r.machine.send(r.now())
+	now := r.now()
+	q.ended = r.machine.sawEnd(now)
+	r.machine.send(now)
 	lifecycle.Go("lease "+r.config.Name, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTimeout)
 		defer cancel()
@@ -96,6 +99,9 @@ func (r *run) replied(ctx context.Context, now time.Duration, a answer) {
 		r.sawHolder()
 	}
 	r.act(ctx, r.machine.reply(now, a))
+	if r.machine.state == held {
+		r.proof.Prove(r.born.Add(r.machine.endAt))
+	}
 	if a.op == opRelease && a.outcome == mine {
 		r.log.Info("lease released")
 	}
@@ -105,7 +111,7 @@ func (r *run) sawHolder() {
 	switch r.holder {
 	case "":
 	case guarded:
-		r.log.Warn("nobody but its holder can have the lease for one TTL, because Redis is new or may have lost data",
+		r.log.Warn("nobody but its holder can have the lease for now, because Redis was away, is new or may have lost data",
 			slog.Duration("ttl", r.config.TTL))
 	default:
 		r.log.Info("lease is held by another", slog.String("holder", r.holder))
@@ -119,6 +125,7 @@ func (r *run) returned(now time.Duration, err error) {
 		r.machine.stop(now)
 	}
 	r.cancel(nil)
+	r.proof.Set(false)
 	r.machine.returned(now)
 }
 
@@ -128,10 +135,15 @@ func (r *run) act(ctx context.Context, ev event) {
 	case ev.granted:
 		working, cancel := context.WithCancelCause(ctx)
 		r.cancel = cancel
-		epoch := r.machine.epoch
-		lifecycle.Go("lease work "+r.config.Name, func() { r.ended <- r.work(working, epoch, NewProof()) })
+		epoch, proof := r.machine.epoch, NewProof()
+		proof.Prove(r.born.Add(r.machine.endAt))
+		r.proof = proof
+		lifecycle.Go("lease work "+r.config.Name, func() { r.ended <- r.work(working, epoch, proof) })
+	case ev.doubt:
+		r.proof.Set(false)
 	case ev.lost != nil:
 		r.cancel(ev.lost)
+		r.proof.Set(false)
 		r.log.Warn("lease lost, work is told to end", slog.Any("cause", ev.lost))
 	case ev.overdue:
 		r.log.Error("lease lost for longer than its TTL and work has not ended: another may do the same; find out what work waits for, or restart this process",

@@ -89,28 +89,88 @@ func TestRunReleases(t *testing.T) {
 	})
 }
 
-func TestRunExpires(t *testing.T) {
+// A Redis that is away ends the proof and nothing else.
+func TestRunWithoutRedis(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, m := newArena(t), newMemory()
 		x := a.play("x", m)
-		x.closing = 7 * time.Second
 		a.await("x leads")
+		y := a.play("y", m)
+		time.Sleep(time.Minute)
+		for range 20 {
+			m.change(func() { m.away = true })
+			away := time.Now()
+			a.await("x proven false")
+			if took := time.Since(away); took < 3400*time.Millisecond || took > 4*time.Second {
+				t.Errorf("without proof after %v", took)
+			}
+			time.Sleep(10 * time.Minute)
+			m.change(func() { m.away = false })
+			back := time.Now()
+			a.await("x proven true")
+			if took := time.Since(back); took > opTimeout+2*usual.Retry {
+				t.Errorf("proven again after %v", took)
+			}
+		}
+		y.end()
+		x.end()
+		if n := strings.Count(strings.Join(a.story, ","), "leads"); n != 1 {
+			t.Errorf("happened %q", a.story)
+		}
+	})
+}
+
+// A holder without Redis ends when it hears that another has the lease, or has had
+// it.
+func TestRunTakenInDoubt(t *testing.T) {
+	for name, after := range map[string]store{
+		"has it":     {token: "y", epoch: 1e15, counter: 1e15, expires: time.Hour, server: 1},
+		"had it":     {counter: 1e15, server: 1},
+		"is guarded": {token: guarded, counter: 1e15, expires: time.Hour, server: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, m := newArena(t), newMemory()
+				x := a.play("x", m)
+				x.closing = 7 * time.Second
+				a.await("x leads")
+				m.change(func() { m.away = true })
+				a.await("x proven false")
+				time.Sleep(time.Minute)
+				m.change(func() { m.away, m.world.redis = false, after })
+				back := time.Now()
+				a.await("x told: " + ErrTaken.Error())
+				if took := time.Since(back); took > opTimeout+2*usual.Retry {
+					t.Errorf("told after %v", took)
+				}
+				a.await("x ended")
+				if n := a.logged("level=ERROR"); n != 1 {
+					t.Errorf("%d errors, work took longer than the TTL", n)
+				}
+				x.end()
+			})
+		})
+	}
+}
+
+// One in doubt who finds that Redis has lost all waits until no other can have
+// proof.
+func TestRunLossInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, m := newArena(t), newMemory()
+		x := a.play("x", m)
+		a.await("x leads")
+		y := a.play("y", m)
 		time.Sleep(time.Minute)
 		m.change(func() { m.away = true })
-		away := time.Now()
-		a.await("x told: " + ErrExpired.Error())
-		if took := time.Since(away); took < 3400*time.Millisecond || took > 4*time.Second {
-			t.Errorf("told after %v", took)
+		a.await("x proven false")
+		m.change(func() { m.away, m.world.redis = false, store{counter: -1} })
+		back := time.Now()
+		a.await("x proven true")
+		if took := time.Since(back); took < usual.TTL-usual.Margin || took > usual.TTL {
+			t.Errorf("proven again after %v", took)
 		}
-		if n := a.logged("level=ERROR"); n > 0 {
-			t.Errorf("%d errors before work is overdue", n)
-		}
-		a.await("x ended")
-		if n := a.logged("level=ERROR"); n != 1 {
-			t.Errorf("%d errors, work took longer than the TTL", n)
-		}
-		m.change(func() { m.away = false })
-		a.await("x leads")
+		y.end()
 		x.end()
 	})
 }

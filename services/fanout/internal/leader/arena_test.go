@@ -15,6 +15,8 @@ import (
 	coordination "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/cutemarkets/relay/services/internal/lease"
 )
 
 // arena is where processes want to lead a market: by an API server and in a bubble,
@@ -23,13 +25,14 @@ type arena struct {
 	*testing.T
 	api    *apiServer
 	access func() *rest.Config
+	config LeaseConfig
 	log    *syncBuffer
 
 	mu sync.Mutex
 	// Guarded by mu.
-	working int // works that go on, those of dead processes left out
+	working int // works with proof, those of dead processes left out
 	epochs  []Epoch
-	story   []string // "a leads", "a ended", "a released", …
+	story   []string // "a leads", "a degraded", "a proven", "a ended", "released"
 	changed chan struct{}
 }
 
@@ -54,7 +57,7 @@ func (s *syncBuffer) String() string {
 func (s *syncBuffer) count(text string) int { return strings.Count(s.String(), text) }
 
 func newBareArena(t *testing.T) *arena {
-	return &arena{T: t, log: &syncBuffer{}, changed: make(chan struct{}, 1)}
+	return &arena{T: t, config: config, log: &syncBuffer{}, changed: make(chan struct{}, 1)}
 }
 
 func newArena(t *testing.T, names ...string) *arena {
@@ -125,7 +128,7 @@ func (a *arena) join(name string, closing time.Duration) *process {
 	a.Helper()
 	access := a.access()
 	access.Transport = named{name, access.Transport.(*http.Transport)}
-	k, err := NewKubernetes(access, config, []string{"stocks"}, a.logger(name))
+	k, err := NewKubernetes(access, a.config, []string{"stocks"}, a.logger(name))
 	if err != nil {
 		a.Fatal(err)
 	}
@@ -149,29 +152,60 @@ func (a *arena) start(name string, closing time.Duration, e Elector) *process {
 func (p *process) work(ctx context.Context, l Leadership) error {
 	epoch := l.Epoch
 	p.mu.Lock()
-	p.working++
-	if p.working != 1 {
-		p.Errorf("%d processes lead at a time: %q", p.working, p.story)
-	}
 	if n := len(p.epochs); n > 0 && epoch.Compare(p.epochs[n-1]) <= 0 {
 		p.Errorf("epoch %v after %v", epoch, p.epochs[n-1])
 	}
 	p.epochs = append(p.epochs, epoch)
 	p.mu.Unlock()
+	proven := p.count(l.Proof, false)
 	p.note("%s leads", p.name)
-	var err error
-	select {
-	case <-ctx.Done():
-		time.Sleep(p.closing)
-	case err = <-p.fail:
+	over := make(chan error, 1)
+	go func() {
+		select {
+		case <-ctx.Done():
+			time.Sleep(p.closing)
+			over <- nil
+		case err := <-p.fail:
+			over <- err
+		}
+	}()
+	for {
+		changed := l.Proof.Changed()
+		if now := p.count(l.Proof, proven); now != proven {
+			proven = now
+			p.note("%s %s", p.name, map[bool]string{true: "proven", false: "degraded"}[now])
+		}
+		select {
+		case <-changed:
+		case err := <-over:
+			p.mu.Lock()
+			if proven && !p.dead {
+				p.working--
+			}
+			p.mu.Unlock()
+			p.note("%s ended", p.name)
+			return err
+		}
 	}
+}
+
+// count counts a work with proof, which it had or not before. There is never
+// another.
+func (p *process) count(proof *lease.Proof, before bool) (now bool) {
 	p.mu.Lock()
-	if !p.dead {
+	defer p.mu.Unlock()
+	now = proof.Proven()
+	switch {
+	case now == before || p.dead:
+	case now:
+		p.working++
+	default:
 		p.working--
 	}
-	p.mu.Unlock()
-	p.note("%s ended", p.name)
-	return err
+	if p.working > 1 {
+		p.Errorf("%d processes lead at a time: %q", p.working, p.story)
+	}
+	return now
 }
 
 // end stops the process and waits for it.

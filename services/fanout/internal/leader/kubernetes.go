@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/klog/v2"
 
-	"github.com/cutemarkets/relay/services/internal/lease"
 	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
@@ -37,30 +36,45 @@ const (
 var ErrMarket = errors.New("leader: unknown market")
 
 // LeaseConfig says which Leases decide, and how fast. RenewDeadline must be more
-// than 1.2 times RetryPeriod, as client-go demands, and Duration more than both
-// together by the time that work needs to end.
+// than 1.2 times RetryPeriod and less than Duration, as client-go demands. Duration
+// should be RetryPeriod, half of RenewDeadline and Closing at least, so that one
+// renewal may hang without an end of the proof.
 type LeaseConfig struct {
 	Namespace string // empty: that of the pod
 	Name      string // the Lease of a market is <Name>-<market>
 	// Duration is how long a Lease that is not renewed binds the others; whole
 	// seconds, for a Lease has no fractions.
 	Duration time.Duration
-	// RenewDeadline is how long renewals may fail before the leader gives up.
+	// RenewDeadline is how long a leader tries to renew at the pace of RetryPeriod;
+	// then it does at that of a standby. A request may take half of it.
 	RenewDeadline time.Duration
 	// RetryPeriod is the pause between two renewals, and the least one between
 	// two attempts of a standby, which waits for up to 2.2 of them.
 	RetryPeriod time.Duration
+	// Closing is by how much the proof of a leadership ends before another may lead:
+	// the time that work has to end what needs a proof.
+	Closing time.Duration
 }
 
-// patience is how long after the start of its last good renewal a leader leads.
-func (c LeaseConfig) patience() time.Duration { return c.RetryPeriod + c.RenewDeadline }
+// proof is how long after the start of its last good renewal a leadership is
+// proven. The others count Duration from when they see what it has changed.
+func (c LeaseConfig) proof() time.Duration { return c.Duration - c.Closing }
+
+// grace is how long it may take a leader to renew when the API server is back: it
+// has just made a request that hangs, and waits before the next.
+func (c LeaseConfig) grace() time.Duration {
+	return time.Duration((1+leaderelection.JitterFactor)*float64(c.RetryPeriod)) + c.requestTimeout()
+}
+
+// requestTimeout leaves time for another when a request hangs.
+func (c LeaseConfig) requestTimeout() time.Duration { return c.RenewDeadline / 2 }
 
 // Kubernetes elects the leader of a market by a Lease (coordination.k8s.io/v1).
 // The Leases must exist: the process gets and updates them and does nothing else.
 //
-// The epoch is the Lease's creation and its transitions. A leadership ends when
-// the Lease could not be renewed in time, or at once when it proves to be
-// another's or gone.
+// The epoch is the Lease's creation and its transitions. A leadership is in doubt
+// when the Lease could not be renewed in time, and ends when it proves to be
+// another's, changed or gone.
 type Kubernetes struct {
 	// Static after construction.
 	tallies
@@ -71,8 +85,8 @@ type Kubernetes struct {
 var kubernetesAdvice = [reasonEnd]string{
 	ReasonMissing:     "create the Lease with an empty spec, as the Helm chart does; until then nobody leads the market",
 	ReasonForbidden:   "allow get and update on the Lease to the service account, as the Role of the Helm chart does",
-	ReasonFailed:      "see to the API server; without it no leadership is gained, and that of the market is lost",
-	ReasonUnreachable: "see to the API server and the way to it; without it no leadership is gained, and that of the market is lost",
+	ReasonFailed:      "see to the API server; " + withoutStore,
+	ReasonUnreachable: "see to the API server and the way to it; " + withoutStore,
 }
 
 // InCluster makes a Kubernetes with the service account of the pod it runs in.
@@ -111,7 +125,7 @@ func NewKubernetes(access *rest.Config, c LeaseConfig, markets []string, log *sl
 	access.UserAgent = userAgent
 	access.ContentType = "application/json"
 	access.QPS, access.Burst = requestsPerSecond, requestBurst
-	access.Timeout = c.RenewDeadline / 2 // a request that hangs leaves time for another
+	access.Timeout = c.requestTimeout()
 	client, err := rest.HTTPClientFor(access)
 	if err != nil {
 		return nil, fmt.Errorf("leader: access to Kubernetes: %w", err)
@@ -173,6 +187,7 @@ type candidate struct {
 	uid         types.UID // of the Lease
 	transitions int       // the most it had
 	held        bool      // the API server may hold us for the holder
+	readOnly    bool      // the last update failed, and nobody's has succeeded since
 }
 
 // campaign takes part in the election until this process has led and leads no
@@ -182,8 +197,8 @@ func (c *candidate) campaign(ctx context.Context, work Work) error {
 	election, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
 	l := newLock(c, stop)
-	defer l.watchdog.Stop()
-	started := make(chan context.Context, 1)
+	defer l.proof.Set(false)
+	started := make(chan struct{}, 1)
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock:          l,
 		Name:          c.name,
@@ -191,9 +206,14 @@ func (c *candidate) campaign(ctx context.Context, work Work) error {
 		RenewDeadline: c.config.RenewDeadline,
 		RetryPeriod:   c.config.RetryPeriod,
 		// No ReleaseOnCancel: after failed renewals it would release the Lease
-		// before the context of the leader ends, so while work goes on.
+		// while work goes on.
 		Callbacks: leaderelection.LeaderCallbacks{
-			OnStartedLeading: func(led context.Context) { started <- led },
+			OnStartedLeading: func(context.Context) {
+				select {
+				case started <- struct{}{}:
+				default: // it went on after failed renewals
+				}
+			},
 			OnStoppedLeading: func() {},
 		},
 	})
@@ -203,12 +223,17 @@ func (c *candidate) campaign(ctx context.Context, work Work) error {
 	ended := make(chan struct{})
 	lifecycle.Go("lease "+c.market, func() {
 		defer close(ended)
-		elector.Run(klog.NewContext(election, logr.FromSlogHandler(demoted{c.log.Handler()})))
+		// Run returns when renewals have failed for the deadline. What the lock knows
+		// of the leadership stays.
+		for election.Err() == nil {
+			elector.Run(klog.NewContext(election, logr.FromSlogHandler(demoted{c.log.Handler()})))
+		}
 	})
 	select {
-	case led := <-started:
-		err = c.lead(ctx, led, l.epoch, work)
+	case <-started:
+		err = c.lead(ctx, election, l, work)
 	case <-ctx.Done():
+	case <-election.Done():
 	}
 	stop(nil)
 	<-ended
@@ -218,14 +243,14 @@ func (c *candidate) campaign(ctx context.Context, work Work) error {
 	return err
 }
 
-// lead runs work until led or ctx ends.
-func (c *candidate) lead(ctx, led context.Context, epoch Epoch, work Work) error {
-	if led.Err() != nil || ctx.Err() != nil {
+// lead runs work until the election or ctx ends.
+func (c *candidate) lead(ctx, election context.Context, l *lock, work Work) error {
+	if election.Err() != nil || ctx.Err() != nil {
 		return nil
 	}
 	working, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(led, cancel)()
+	defer context.AfterFunc(election, cancel)()
 
-	return c.tally.lead(working, Leadership{epoch, lease.NewProof()}, work, func() error { return context.Cause(led) })
+	return c.tally.lead(working, Leadership{l.epoch, l.proof}, work, func() error { return context.Cause(election) })
 }

@@ -26,13 +26,14 @@ const (
 	duration = 6 * time.Second
 	deadline = 3 * time.Second
 	retry    = time.Second
+	closing  = 2 * time.Second
 	// atMost is the longest pause of a standby between two looks.
 	atMost = retry*22/10 + time.Millisecond
 
 	stocks = "relay-fanout-stocks"
 )
 
-var config = LeaseConfig{Namespace: "relay", Name: "relay-fanout", Duration: duration, RenewDeadline: deadline, RetryPeriod: retry}
+var config = LeaseConfig{Namespace: "relay", Name: "relay-fanout", Duration: duration, RenewDeadline: deadline, RetryPeriod: retry, Closing: closing}
 
 func TestHandOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -44,7 +45,7 @@ func TestHandOver(t *testing.T) {
 		if got := a.told(); got != "x leads" {
 			t.Errorf("happened %q", got)
 		}
-		if x.elector.candidates["stocks"].leads.Load() != true || y.elector.candidates["stocks"].leads.Load() {
+		if x.elector.candidates["stocks"].proof.Load() == nil || y.elector.candidates["stocks"].proof.Load() != nil {
 			t.Error("the gauges are wrong")
 		}
 		go x.end()
@@ -93,28 +94,36 @@ func TestLeaseEmptied(t *testing.T) {
 	})
 }
 
-// TestCrash: the holder vanishes, work and all.
+// TestCrash: the holder vanishes, work and all, and its proof with it.
 func TestCrash(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a := newArena(t, stocks)
-		x := a.join("x", 0)
-		a.await("x leads")
-		y := a.join("y", 0)
-		time.Sleep(10 * time.Second)
-		a.told()
-		a.mu.Lock()
-		x.dead = true
-		a.working--
-		a.mu.Unlock()
-		a.api.setFault(hang("x"))
-		if took := a.await("y leads"); took < duration-retry || took > duration+2*atMost {
-			t.Errorf("y led after %v", took)
-		} else {
-			t.Logf("y led after %v", took)
-		}
-		x.end()
-		y.end()
-	})
+	quick := config
+	quick.Duration, quick.RenewDeadline, quick.RetryPeriod = 4*time.Second, 2*time.Second, 500*time.Millisecond
+	for _, c := range []LeaseConfig{config, quick} {
+		t.Run(c.Duration.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := newArena(t, stocks)
+				a.config = c
+				x := a.join("x", 0)
+				a.await("x leads")
+				y := a.join("y", 0)
+				time.Sleep(10 * time.Second)
+				a.told()
+				a.mu.Lock()
+				x.dead = true
+				a.working--
+				a.mu.Unlock()
+				a.api.setFault(hang("x"))
+				look := c.RetryPeriod*22/10 + time.Millisecond
+				if took := a.await("y leads"); took < c.Duration-c.RetryPeriod || took > c.Duration+2*look {
+					t.Errorf("y led after %v", took)
+				} else {
+					t.Logf("y led after %v", took)
+				}
+				x.end()
+				y.end()
+			})
+		})
+	}
 }
 
 func TestAPIAway(t *testing.T) {
@@ -142,29 +151,35 @@ func TestAPIAway(t *testing.T) {
 				a.await("x leads")
 				time.Sleep(10*time.Second + retry/2)
 				a.api.setFault(fault)
-				if took := a.await("x ended"); took < deadline-retry || took > deadline+retry {
-					t.Errorf("led for %v more", took)
+				if took := a.await("x degraded"); took < duration-closing-retry || took > duration-closing {
+					t.Errorf("proven for %v more", took)
 				}
-				time.Sleep(time.Minute)
-				if got := a.told(); got != "x leads, x ended" {
+				y := a.join("y", 0) // it does not take part blindly
+				time.Sleep(10 * time.Minute)
+				if got := a.told(); got != "x leads, x degraded" {
 					t.Errorf("happened %q", got)
 				}
-				if got := a.log.count(`msg="lease not usable"`); got != 1 {
+				if got := a.log.count(`msg="lease not usable"`); got != 2 || a.log.count("leadership degraded") != 1 {
 					t.Errorf("%d records of one outage:\n%s", got, a.log)
 				}
 				a.api.setFault(nil)
-				a.await("x leads")
-				if a.log.count("lease usable again") != 1 {
+				if took := a.await("x proven"); took > atMost+deadline/2 {
+					t.Errorf("proven again after %v", took)
+				}
+				time.Sleep(time.Minute)
+				if a.log.count("lease usable again") != 2 || a.log.count("leadership proven again") != 1 {
 					t.Errorf("log:\n%s", a.log)
 				}
+				y.end()
 				x.end()
+				if got := a.told(); got != "x proven, x ended, released" {
+					t.Errorf("happened %q", got)
+				}
 				c := x.elector.candidates["stocks"]
-				if c.changes[changeAcquired].Load() != 2 || c.changes[changeLost].Load() != 1 || c.changes[changeReleased].Load() != 1 {
+				if c.changes[changeAcquired].Load() != 1 || c.changes[changeDegraded].Load() != 1 || c.changes[changeLost].Load() != 0 || c.changes[changeReleased].Load() != 1 {
 					t.Error("changes are miscounted")
 				}
-				// The same holder, so the same transitions.
-				want := []Epoch{{uint64(created.UnixNano()), 1}, {uint64(created.UnixNano()), 2}}
-				if !slices.Equal(a.epochs, want) {
+				if want := []Epoch{{uint64(created.UnixNano()), 1}}; !slices.Equal(a.epochs, want) {
 					t.Errorf("epochs %v, want %v", a.epochs, want)
 				}
 			})
@@ -218,6 +233,12 @@ func TestTakenAway(t *testing.T) {
 		// As after the store of the API server was restored.
 		"transitions go back": {func(a *arena) {
 			a.api.edit(stocks, func(l *coordination.Lease) { l.Spec.HolderIdentity = &nobody; *l.Spec.LeaseTransitions = 0 })
+		}, errOther, true},
+		"transitions alone": {func(a *arena) {
+			a.api.edit(stocks, func(l *coordination.Lease) { *l.Spec.LeaseTransitions++ })
+		}, errOther, true},
+		"another Lease": {func(a *arena) {
+			a.api.edit(stocks, func(l *coordination.Lease) { l.UID = "another" })
 		}, errOther, true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -3,11 +3,18 @@
 // it, and an epoch that is greater than any before it. The package never touches
 // an upstream socket.
 //
+// A leader whose API server or Redis is away cannot prove any more that it leads
+// when the others may have been given the lease. It leads on in doubt, without
+// proof, until an answer shows that another has led since, which ends the
+// leadership at once, or that nobody has, which proves it again, with the same
+// epoch. Nobody begins to lead without an answer.
+//
 // Static and Standby start no goroutine. Kubernetes starts one per market, which
 // takes part in the election and ends with Run; requests to the API server are
 // made one after the other on it, so nothing queues. Redis has those of package
-// lease, for which the same is true. An API server or a Redis that is slow or away
-// costs the leadership and nothing else: work never waits for it.
+// lease, for which the same is true. Both have one that logs while they lead. An
+// API server or a Redis that is slow or away costs the proof and nothing else:
+// work never waits for it.
 package leader
 
 import (

@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,61 +12,86 @@ import (
 	coordination "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"github.com/cutemarkets/relay/services/internal/lease"
 )
 
 // Why a leadership was lost.
 var (
-	errNotRenewed = errors.New("leader: the Lease could not be renewed in time")
-	errOther      = errors.New("leader: the Lease has another holder")
-	errGone       = errors.New("leader: the Lease is gone")
+	errOther = errors.New("leader: the Lease has another holder, or has had one")
+	errGone  = errors.New("leader: the Lease is gone")
 )
 
-var errNoCreate = errors.New("leader: a Lease is never created here")
+var (
+	errNoCreate = errors.New("leader: a Lease is never created here")
+	errGrace    = errors.New("leader: the API server was away, and the holder may live")
+)
 
 // lock is the Lease of a market during one campaign (resourcelock.Interface).
-// What it adds to that of client-go: the epoch, and the end of a leadership as
-// soon as it proves over, where client-go would go on trying, and lead on if it
-// gets the Lease a second time.
+// What it adds to that of client-go: the epoch; the proof; the end of a leadership
+// as soon as it proves over, where client-go would go on trying, and lead on if it
+// gets the Lease a second time; and that a standby takes no Lease that has ended
+// unless the API server has answered for a while in which it was not renewed, for
+// its holder may live and have been unable to.
 type lock struct {
 	// Static after construction.
 	candidate *candidate
 	lose      context.CancelCauseFunc // ends the election
-	watchdog  *time.Timer             // calls it
+	proof     *lease.Proof            // of the leadership
 
 	// Written before the leadership starts.
-	epoch Epoch
+	epoch       Epoch
+	uid         types.UID // of the Lease that gave it
+	transitions int
 
 	// Owned by the goroutine of the election, or by the caller of Run while
 	// there is none; not thread-safe.
-	lease *coordination.Lease // as the API server last gave it
-	led   bool                // this campaign got the Lease
+	lease  *coordination.Lease // as the API server last gave it
+	led    bool                // this campaign got the Lease
+	raw    []byte              // what a standby last saw
+	looked time.Time           // when that was; zero: the last look failed
+	silent time.Duration       // for how long it has seen that, from look to look
 }
 
 func newLock(c *candidate, lose context.CancelCauseFunc) *lock {
-	l := &lock{candidate: c, lose: lose}
-	l.watchdog = time.AfterFunc(time.Hour, func() { lose(errNotRenewed) })
-	l.watchdog.Stop()
-	return l
+	return &lock{candidate: c, lose: lose, proof: lease.NewProof()}
 }
 
 // Get implements resourcelock.Interface.
 func (l *lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	lease, err := l.get(ctx)
-	switch {
-	case err != nil && l.led && apierrors.IsNotFound(err):
-		l.lose(errGone)
+	if err != nil {
+		l.looked = time.Time{}
+		if l.led && apierrors.IsNotFound(err) {
+			l.lose(errGone)
+		}
 		return nil, nil, err
-	case err != nil:
-		return nil, nil, err
-	case l.led && !l.candidate.held:
+	}
+	record := resourcelock.LeaseSpecToLeaderElectionRecord(&lease.Spec)
+	if l.led && (!l.candidate.held || lease.UID != l.uid || record.LeaderTransitions != l.transitions) {
 		l.lose(errOther)
 		return nil, nil, fmt.Errorf("%w: %q", errOther, l.candidate.holder)
 	}
-	record := resourcelock.LeaseSpecToLeaderElectionRecord(&lease.Spec)
-	raw, err := json.Marshal(record)
+	// A record has its times in whole seconds, in which two renewals may fall.
+	raw, err := json.Marshal(lease.Spec)
+	l.watch(raw)
 	return record, raw, err
+}
+
+// watch measures for how long the holder of a Lease could have renewed it and has
+// not.
+func (l *lock) watch(raw []byte) {
+	now := time.Now()
+	switch {
+	case !bytes.Equal(raw, l.raw):
+		l.raw, l.silent = raw, 0
+	case !l.looked.IsZero():
+		l.silent += now.Sub(l.looked)
+	}
+	l.looked = now
 }
 
 // Create implements resourcelock.Interface; client-go calls it when there is no
@@ -75,6 +101,9 @@ func (l *lock) Create(context.Context, resourcelock.LeaderElectionRecord) error 
 // Update implements resourcelock.Interface.
 func (l *lock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	begun := time.Now()
+	if !l.led && l.candidate.holder != "" && l.silent < l.candidate.config.grace() {
+		return errGrace
+	}
 	// client-go adds one if there was another holder. Here one is added also if we
 	// were the last to lead, and if somebody has emptied the Lease.
 	record.LeaderTransitions = l.candidate.transitions
@@ -82,12 +111,16 @@ func (l *lock) Update(ctx context.Context, record resourcelock.LeaderElectionRec
 		record.LeaderTransitions++
 	}
 	if err := l.update(ctx, record); err != nil {
+		if !apierrors.IsConflict(err) {
+			l.silent /= 2 // the holder could not renew it either
+		}
 		return err
 	}
-	l.watchdog.Reset(time.Until(begun.Add(l.candidate.config.patience())))
+	l.proof.Prove(begun.Add(l.candidate.config.proof()))
 	if !l.led {
 		l.led = true
 		l.epoch = l.candidate.nextEpoch(l.lease)
+		l.uid, l.transitions = l.lease.UID, record.LeaderTransitions
 	}
 	return nil
 }
@@ -142,11 +175,14 @@ func (l *lock) tryRelease(ctx context.Context) error {
 
 func (l *lock) get(ctx context.Context) (*coordination.Lease, error) {
 	lease, err := l.candidate.leases.Get(ctx, l.candidate.name, metav1.GetOptions{})
-	l.candidate.judge(ctx, err)
 	if err != nil {
+		l.candidate.judge(ctx, err)
 		return nil, err
 	}
 	l.see(lease)
+	if !l.candidate.readOnly {
+		l.candidate.judge(ctx, nil)
+	}
 	return lease, nil
 }
 
@@ -156,6 +192,7 @@ func (l *lock) update(ctx context.Context, record resourcelock.LeaderElectionRec
 	l.candidate.held = true // even if the answer is lost
 	lease, err := l.candidate.leases.Update(ctx, lease, metav1.UpdateOptions{})
 	l.candidate.judge(ctx, err)
+	l.candidate.readOnly = err != nil && !apierrors.IsConflict(err)
 	if err != nil {
 		return err
 	}
@@ -169,6 +206,9 @@ func (l *lock) see(lease *coordination.Lease) {
 	transitions := resourcelock.LeaseSpecToLeaderElectionRecord(&lease.Spec).LeaderTransitions
 	if lease.UID != c.uid || transitions > c.transitions {
 		c.uid, c.transitions = lease.UID, transitions
+	}
+	if l.lease == nil || l.lease.ResourceVersion != lease.ResourceVersion {
+		c.readOnly = false
 	}
 	l.lease = lease
 	holder := ""

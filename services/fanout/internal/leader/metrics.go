@@ -9,6 +9,9 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/cutemarkets/relay/services/internal/lease"
+	"github.com/cutemarkets/relay/services/internal/lifecycle"
 )
 
 // Reason is why a request about a lease failed. Its String is the metric label
@@ -31,17 +34,21 @@ var reasonLabels = [reasonEnd]string{"none", "missing", "forbidden", "conflict",
 // String is the metric label.
 func (r Reason) String() string { return reasonLabels[r] }
 
+// withoutStore ends an advice.
+const withoutStore = "without it nobody begins to lead, and who leads keeps the upstream but makes no new connection"
+
 // change is a change of leadership. Its label is that of the metric.
 type change uint8
 
 const (
 	changeAcquired change = iota
-	changeLost            // could not be renewed, or was taken away
+	changeDegraded        // not proven any more
+	changeLost            // taken away
 	changeReleased        // given up, for the process stops
 	changeEnd
 )
 
-var changeLabels = [changeEnd]string{"acquired", "lost", "released"}
+var changeLabels = [changeEnd]string{"acquired", "degraded", "lost", "released"}
 
 // tally is what the election of one market tells of itself.
 type tally struct {
@@ -51,7 +58,7 @@ type tally struct {
 	advice   [reasonEnd]string
 	log      *slog.Logger
 
-	leads   atomic.Bool
+	proof   atomic.Pointer[lease.Proof] // of the leadership; nil: it does not lead
 	changes [changeEnd]atomic.Uint64
 	errors  [reasonEnd]atomic.Uint64
 
@@ -64,12 +71,20 @@ func (t *tally) change(to change) { t.changes[to].Add(1) }
 // lead runs work in ctx. lost tells why the leadership is lost, nil if it is not.
 func (t *tally) lead(ctx context.Context, l Leadership, work Work, lost func() error) error {
 	t.change(changeAcquired)
-	t.leads.Store(true)
+	t.proof.Store(l.Proof)
 	log := t.log.With(slog.String("epoch", l.Epoch.String()))
 	log.Info("leadership acquired", slog.String("identity", t.identity))
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	lifecycle.Go("proof "+t.market, func() {
+		defer close(watched)
+		t.watch(watching, l.Proof, log)
+	})
 	err := work(ctx, l)
 	ended, cause := ctx.Err() != nil, lost()
-	t.leads.Store(false)
+	stop()
+	<-watched
+	t.proof.Store(nil)
 	switch {
 	case err != nil:
 	case !ended:
@@ -82,6 +97,29 @@ func (t *tally) lead(ctx context.Context, l Leadership, work Work, lost func() e
 	t.change(changeReleased)
 	log.Info("leadership given up, work has ended")
 	return err
+}
+
+// watch tells of each time the proof ends or is there again, until ctx ends.
+func (t *tally) watch(ctx context.Context, proof *lease.Proof, log *slog.Logger) {
+	for before := true; ; {
+		changed := proof.Changed()
+		switch now := proof.Proven(); {
+		case now == before || ctx.Err() != nil:
+		case now:
+			log.Info("leadership proven again")
+			before = now
+		default:
+			t.change(changeDegraded)
+			log.Warn("leadership degraded: the lease cannot be proven, so another may lead as well",
+				slog.String("advice", "see to what keeps this process from the lease, which an earlier record tells; until then it keeps the upstream it has and makes no new connection"))
+			before = now
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // judge counts what came of a request, and logs when that is another problem
@@ -109,21 +147,21 @@ type tallies []*tally
 func (all tallies) Observe(meter metric.Meter) error {
 	leader, err1 := meter.Int64ObservableGauge("relay_fanout_leader",
 		metric.WithDescription("1 while this process leads the market."))
+	degraded, err4 := meter.Int64ObservableGauge("relay_fanout_leader_degraded",
+		metric.WithDescription("1 while this process leads the market and cannot prove that it does: the lease is out of reach."))
 	changes, err2 := meter.Int64ObservableCounter("relay_fanout_leader_changes_total",
-		metric.WithDescription("Leaderships that this process acquired, lost, or released, by change."))
+		metric.WithDescription("Leaderships that this process acquired, could not prove any more, lost, or released, by change."))
 	failures, err3 := meter.Int64ObservableCounter("relay_fanout_lease_errors_total",
 		metric.WithDescription("Requests about the lease that failed, by reason."))
-	if err := errors.Join(err1, err2, err3); err != nil {
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return fmt.Errorf("leader: metrics: %w", err)
 	}
 	_, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		for _, t := range all {
 			market := attribute.String("market", t.market)
-			leads := int64(0)
-			if t.leads.Load() {
-				leads = 1
-			}
-			o.ObserveInt64(leader, leads, metric.WithAttributes(market))
+			proof := t.proof.Load()
+			o.ObserveInt64(leader, one(proof != nil), metric.WithAttributes(market))
+			o.ObserveInt64(degraded, one(proof != nil && !proof.Proven()), metric.WithAttributes(market))
 			for to, label := range changeLabels {
 				o.ObserveInt64(changes, int64(t.changes[to].Load()),
 					metric.WithAttributes(market, attribute.String("change", label)))
@@ -134,9 +172,16 @@ func (all tallies) Observe(meter metric.Meter) error {
 			}
 		}
 		return nil
-	}, leader, changes, failures)
+	}, leader, degraded, changes, failures)
 	if err != nil {
 		return fmt.Errorf("leader: metrics: %w", err)
 	}
 	return nil
+}
+
+func one(is bool) int64 {
+	if is {
+		return 1
+	}
+	return 0
 }

@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"github.com/cutemarkets/relay/services/internal/lease"
 	"github.com/cutemarkets/relay/services/internal/telemetry"
 )
 
@@ -21,7 +22,9 @@ func TestMetrics(t *testing.T) {
 	if err := k.Observe(tel.Meter("test")); err != nil {
 		t.Fatal(err)
 	}
-	k.candidates["stocks"].leads.Store(true)
+	proof := lease.NewProof()
+	proof.Set(false)
+	k.candidates["stocks"].proof.Store(proof)
 	k.candidates["stocks"].change(changeLost)
 	k.candidates["options"].errors[ReasonMissing].Add(3)
 	answer := httptest.NewRecorder()
@@ -29,6 +32,8 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{
 		`relay_fanout_leader{market="stocks"} 1`,
 		`relay_fanout_leader{market="options"} 0`,
+		`relay_fanout_leader_degraded{market="stocks"} 1`,
+		`relay_fanout_leader_degraded{market="options"} 0`,
 		`relay_fanout_leader_changes_total{change="lost",market="stocks"} 1`,
 		`relay_fanout_leader_changes_total{change="acquired",market="options"} 0`,
 		`relay_fanout_leader_changes_total{change="released",market="stocks"} 0`,

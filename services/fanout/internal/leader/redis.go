@@ -16,10 +16,10 @@ import (
 )
 
 // The times of a lease in Redis. A process that dies is replaced when the TTL has
-// run out, so that another has the feed again within 6 s. With 2 s for closing, a
-// Redis that is away for 3 s costs nobody the leadership: 3.7 s after the last
-// refresh are left, and some of it to try again. Redis does some 15 commands a
-// second for a leader and a standby.
+// run out, so that another has the feed again within 6 s. With 2 s for what may not
+// meet another's, a Redis that is away for 3 s costs nobody the proof: 3.7 s after
+// the last refresh are left, and some of it to try again. Redis does some 15
+// commands a second for a leader and a standby.
 const (
 	redisTTL     = 5700 * time.Millisecond
 	redisRefresh = 200 * time.Millisecond
@@ -28,8 +28,8 @@ const (
 
 // Redis elects the leader of a market by a lease in Redis.
 //
-// The epoch is that of the lease, in ns as those of the others. A leadership ends
-// when the lease could not be refreshed in time, or at once when it proves to be
+// The epoch is that of the lease, in ns as those of the others. A leadership is in
+// doubt when the lease could not be refreshed in time, and ends when it proves to be
 // another's.
 type Redis struct {
 	// Static after construction.
@@ -45,13 +45,13 @@ type seat struct {
 
 var redisAdvice = [reasonEnd]string{
 	ReasonForbidden:   "give the user of Redis +get +set +pexpire +pttl +del +eval +evalsha +hello +client|setname +info on ~relay:lease:*, in a Cluster +cluster|slots +command, too; see to --redis-username and --redis-password-file",
-	ReasonFailed:      "see to Redis; without it no leadership is gained, and that of the market is lost",
-	ReasonUnreachable: "see to Redis, the way to it and --redis-address; without it no leadership is gained, and that of the market is lost",
+	ReasonFailed:      "see to Redis; " + withoutStore,
+	ReasonUnreachable: "see to Redis, the way to it and --redis-address; " + withoutStore,
 }
 
-// NewRedis makes a Redis. The lease of a market is called <name>-<market>. work
-// must have ended within closing of the end of its context, or two may lead for a
-// moment. It fails when the options make no sense or their files cannot be read.
+// NewRedis makes a Redis. The lease of a market is called <name>-<market>. The proof
+// of a leadership ends by closing before another may lead: work that has not ended
+// within it what needs a proof may meet that of another. It fails when the options make no sense or their files cannot be read.
 func NewRedis(o redisx.Options, name string, closing time.Duration, markets []string, log *slog.Logger) (*Redis, error) {
 	host, err := os.Hostname()
 	if err != nil {
@@ -100,7 +100,7 @@ func (r *Redis) Run(ctx context.Context, market string, work Work) error {
 // lossOf returns the cause of the end of a work's context if that is the loss of
 // the lease.
 func lossOf(cause error) error {
-	if errors.Is(cause, lease.ErrExpired) || errors.Is(cause, lease.ErrTaken) {
+	if errors.Is(cause, lease.ErrTaken) {
 		return cause
 	}
 	return nil

@@ -56,7 +56,7 @@ func TestRedisHandOver(t *testing.T) {
 	a.await("x leads")
 	y := a.start("y", 0, ey)
 	redistest.Eventually(t, "y has found x", func() bool { return a.log.count("lease is held by another") == 1 })
-	if !ex.seats["stocks"].leads.Load() || ey.seats["stocks"].leads.Load() {
+	if ex.seats["stocks"].proof.Load() == nil || ey.seats["stocks"].proof.Load() != nil {
 		t.Error("the gauges are wrong")
 	}
 	go x.end()
@@ -100,29 +100,79 @@ func TestRedisAwayForAMoment(t *testing.T) {
 	x.end()
 }
 
-// Without Redis the leader ends in time, and leads again when it is back.
+// Without Redis the leader goes on, without proof, and with the same epoch when
+// Redis is back, with its data or without.
 func TestRedisAway(t *testing.T) {
 	a, s := newRedisArena(t)
 	e := a.byRedis("x", at(s))
-	x := a.start("x", time.Second, e)
+	x := a.start("x", 0, e)
 	a.await("x leads")
+	y := a.start("y", 0, a.byRedis("y", at(s)))
+	redistest.Eventually(t, "y has found x", func() bool { return a.log.count("lease is held by another") == 1 })
 	s.Kill()
-	if took := a.await("x ended"); took < redisTTL-2*time.Second-2*redisRefresh+x.closing || took > redisTTL-2*time.Second+x.closing+500*time.Millisecond {
-		t.Errorf("led for %v more", took)
+	if took := a.await("x degraded"); took < redisTTL-2*time.Second-2*redisRefresh || took > redisTTL-2*time.Second+500*time.Millisecond {
+		t.Errorf("proven for %v more", took)
 	}
+	<-time.After(redisTTL - 2*time.Second) // the lease ends
 	s.Restart()
-	a.await("x leads")
+	if took := a.await("x proven"); took < redisTTL-2*time.Second-50*time.Millisecond || took > redisTTL {
+		t.Errorf("proven again after %v, without the data", took)
+	}
+	s.Signal(syscall.SIGSTOP)
+	a.await("x degraded")
+	<-time.After(redisTTL - 2*time.Second)
+	s.Signal(syscall.SIGCONT)
+	if took := a.await("x proven"); took > 2*time.Second {
+		t.Errorf("proven again after %v", took)
+	}
+	y.end()
 	x.end()
-	if !strings.Contains(a.log.String(), fmt.Sprintf("cause=%q", lease.ErrExpired)) ||
-		a.log.count("advice=\"see to Redis, the way to it and --redis-address") != 1 || a.log.count("lease usable again") != 1 {
+	if got := a.told(); got != "x leads, x degraded, x proven, x degraded, x proven, x ended" {
+		t.Errorf("happened %q", got)
+	}
+	if a.log.count("advice=\"see to Redis, the way to it and --redis-address") != 4 || a.log.count("lease usable again") != 4 ||
+		a.log.count("leadership degraded") != 2 || a.log.count("leadership proven again") != 2 {
 		t.Errorf("log:\n%s", a.log)
 	}
 	tell := &e.seats["stocks"].tally
-	if tell.changes[changeAcquired].Load() != 2 || tell.changes[changeLost].Load() != 1 || tell.changes[changeReleased].Load() != 1 || tell.errors[ReasonUnreachable].Load() == 0 {
+	if tell.changes[changeAcquired].Load() != 1 || tell.changes[changeDegraded].Load() != 2 || tell.changes[changeLost].Load() != 0 ||
+		tell.changes[changeReleased].Load() != 1 || tell.errors[ReasonUnreachable].Load() == 0 {
 		t.Error("changes or errors are miscounted")
 	}
-	if a.epoch(1).Compare(a.epoch(0)) <= 0 {
-		t.Errorf("epochs %v", a.epochs)
+}
+
+// A leader that alone does not reach Redis ends when it hears that another leads.
+func TestRedisCutOff(t *testing.T) {
+	a, s := newRedisArena(t)
+	p := redistest.NewProxy(t, s.Address)
+	x := a.start("x", 0, a.byRedis("x", redisx.Options{Address: []string{p.Address}}))
+	a.await("x leads")
+	y := a.start("y", 0, a.byRedis("y", at(s)))
+	redistest.Eventually(t, "y has found x", func() bool { return a.log.count("lease is held by another") == 1 })
+	p.Hold()
+	if took := a.await("y leads"); took > redisTTL+2*time.Second {
+		t.Errorf("y leads after %v", took)
+	}
+	p.Resume()
+	a.await("x ended")
+	if got := a.told(); got != "x leads, x degraded, y leads, x ended" {
+		t.Errorf("happened %q", got)
+	}
+	x.end()
+	y.end()
+}
+
+// A process that stops without Redis ends in time.
+func TestRedisStopsDegraded(t *testing.T) {
+	a, s := newRedisArena(t)
+	x := a.start("x", 0, a.byRedis("x", at(s)))
+	a.await("x leads")
+	s.Kill()
+	a.await("x degraded")
+	begun := time.Now()
+	x.end()
+	if took := time.Since(begun); took > 3*time.Second || a.log.count("lease not released") != 1 {
+		t.Errorf("ended after %v; log:\n%s", took, a.log)
 	}
 }
 
