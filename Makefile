@@ -62,6 +62,11 @@ bench-edge: build deps ## Measure an edge beside what the kernel itself costs, a
 	@go build -o bin/ ./hack/benchedge/cmd/benchedge
 	@bin/benchedge $(ARGS)
 
+.PHONY: bench-fanout
+bench-fanout: build ## Measure fanout beside a bare reader of the vendor's socket, some ten minutes (ARGS="--rates 175000 --rounds 1 …"; ARGS=--help tells more)
+	@go build -o bin/ ./hack/benchfanout/cmd/benchfanout
+	@bin/benchfanout $(ARGS)
+
 .PHONY: lint
 lint: bin/golangci-lint ## Lint every module and shell script
 	@hack/scripts/shellcheck
@@ -101,13 +106,15 @@ ci: ## Run what CI runs
 	@.ci/run
 
 .PHONY: long
-long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, Helm 4, the fault models, faults of real servers, a million checked events with ten outages, a client far away, soak, stop, bench-edge
+long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, Helm 4, the fault models, faults of real servers, a million checked events with ten outages, a client far away, soak, stop, hand-over, bench-edge, bench-fanout
 	@hack/scripts/fuzz 5m services/edge/internal/frame
 	@cd services/edge && go test -tags long -timeout 5m -run TestClientFarAway -v ./internal/engine
 	@go test -timeout 20m -run 'TestPath|TestReplay' -v ./hack/e2e
 	@go test -tags long -timeout 45m -run 'TestSoak|TestStop' -v ./hack/e2e
-	@go test -tags long -timeout 30m -run 'TestLock|TestLongStorm|TestRedisLeader|TestSilentStall' -v ./hack/e2e
+	@go test -tags long -timeout 30m -run 'TestLock|TestLongStorm|TestSilentStall' -v ./hack/e2e
+	@go test -tags long -timeout 30m -run 'TestHandoverFaults|TestEdgeStream|TestStoppedEdge' -v ./hack/e2e
 	@$(MAKE) bench-edge
+	@$(MAKE) bench-fanout
 	@echo "long: all passed" >&2
 
 .PHONY: model

@@ -60,6 +60,7 @@ type Client struct {
 	bytes    int64
 	windows  []window
 	notices  []notice
+	cuts     []outage
 	until    time.Time
 }
 
@@ -118,6 +119,10 @@ func (c *Client) Gap(from, to time.Time, topics ...string) {
 	}
 	c.notices = append(c.notices, n)
 }
+
+// Cut notes an outage that the truth cannot know, as it was between the vendor and
+// the client. Outages that overlap are one.
+func (c *Client) Cut(from, to time.Time) { c.cuts = append(c.cuts, outage{from, to}) }
 
 // Until notes that the client was still there at a moment: what was generated
 // before it is expected even if no later event was received. Without it events

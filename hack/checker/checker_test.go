@@ -68,6 +68,7 @@ func TestFigures(t *testing.T) {
 		return func(c *Client) { c.Gap(second(from), second(to), topics...) }
 	}
 	lasting := func(from float64) action { return func(c *Client) { c.Gap(second(from), time.Time{}) } }
+	cut := func(from, to float64) action { return func(c *Client) { c.Cut(second(from), second(to)) } }
 	until := func(at float64) action { return func(c *Client) { c.Until(second(at)) } }
 	good := gap(4.4, 5.6)
 
@@ -77,6 +78,9 @@ func TestFigures(t *testing.T) {
 		want    Figures // without Received and Bytes
 	}{
 		{"wildcard", []action{sub("T.*"), get("A1", "B2", "A3", "B4"), good, get("B6", "A7", "B8")}, Figures{Expected: 8, MissingInGaps: 1, Gaps: 1, Outages: 1}},
+		{"a cut of the way", []action{sub("T.*"), cut(1.6, 2.4), get("A1"), gap(1.5, 2.5), get("A3", "B4"), good, get("B6")}, Figures{Expected: 6, MissingInGaps: 2, Gaps: 2, Outages: 2}},
+		{"a cut that begins before the outage", []action{sub("T.*"), cut(3.5, 4.8), get("A1", "B2", "A3"), gap(3.4, 5.6), get("B6")}, Figures{Expected: 6, MissingInGaps: 2, Gaps: 1, Outages: 1}},
+		{"a cut that is not told", []action{sub("T.*"), cut(1.6, 2.4), get("A1", "A3", "B4"), good, get("B6")}, Figures{Expected: 6, Missing: 1, MissingInGaps: 1, Gaps: 1, Outages: 2, OutagesNotSpanned: 1}},
 		{"exact", []action{sub("T.A"), get("A1", "A3"), good, get("A7")}, Figures{Expected: 4, MissingInGaps: 1, Gaps: 1, Outages: 1}},
 		{"exact and wildcard: once", []action{sub("T.A"), sub("T.*"), get("A1", "B2", "A3")}, Figures{Expected: 3}},
 		{"from the first one received", []action{sub("T.*"), get("A3", "B4")}, Figures{Expected: 2}},

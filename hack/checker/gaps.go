@@ -8,12 +8,13 @@ import (
 // gaps compares the gaps announced to the client with the outages of its market.
 func (x *examination) gaps() {
 	x.out.Gaps = len(x.c.notices)
-	spanned := make([]bool, len(x.m.outages))
-	touched := make([]bool, len(x.m.outages))
+	outages := merge(x.m.outages, x.c.cuts)
+	spanned := make([]bool, len(outages))
+	touched := make([]bool, len(outages))
 	for _, n := range x.c.notices {
 		var begin, end time.Time
 		founded, over := false, true
-		for i, o := range x.m.outages {
+		for i, o := range outages {
 			if !n.overlaps(o) {
 				continue
 			}
@@ -34,7 +35,7 @@ func (x *examination) gaps() {
 		}
 	}
 	first, last, there := x.lifetime()
-	for i, o := range x.m.outages {
+	for i, o := range outages {
 		within := there && !o.from.Before(first) && !o.to.IsZero() && !o.to.After(last)
 		if !within && !touched[i] {
 			continue
@@ -45,6 +46,25 @@ func (x *examination) gaps() {
 			x.example("outage not spanned by one gap", x.out.OutagesNotSpanned, "%s", o)
 		}
 	}
+}
+
+// merge joins outages that overlap, and returns them in their order.
+func merge(outages, cuts []outage) []outage {
+	if len(cuts) == 0 {
+		return outages
+	}
+	var merged []outage
+	all := slices.SortedFunc(slices.Values(slices.Concat(outages, cuts)), func(a, b outage) int { return a.from.Compare(b.from) })
+	for _, o := range all {
+		last := len(merged) - 1
+		switch {
+		case last < 0 || !merged[last].to.IsZero() && o.from.After(merged[last].to):
+			merged = append(merged, o)
+		case o.to.IsZero() || !merged[last].to.IsZero() && o.to.After(merged[last].to):
+			merged[last].to = o.to
+		}
+	}
+	return merged
 }
 
 // lifetime returns the times between which the client certainly was there.

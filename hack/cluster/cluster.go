@@ -23,7 +23,8 @@ import (
 // Options say what to run.
 type Options struct {
 	Edges     int    // number of edges
-	Fanouts   int    // number of fanouts; the first leads, the others stand by
+	Fanouts   int    // number of fanouts
+	Leader    string // of the fanouts: redis; empty: the first leads, the others stand by
 	Users     int    // further expert users, each with a stocks key
 	Redis     string // address of a Redis, or several with commas between them; empty: an embedded one
 	Rate      int    // events per second and market of feedsim
@@ -34,9 +35,9 @@ type Options struct {
 	LogLevel  string // of all services
 	// Args adds flags to parts, by kind (edge, fanout, auth, feedsim) or name (edge-1).
 	Args map[string][]string
-	// RedisOf has the address of Redis for edges, by name, that are to reach it in
-	// another way than the others.
-	RedisOf map[string]string
+	// Way, if set, returns the address at which a part (fanout-0, edge-1) reaches
+	// another one (feedsim, redis, auth, fanout-0) that listens at address.
+	Way func(from, to, address string) string
 	// Progress, if set, is told of each part that has become ready.
 	Progress func(what string)
 }
@@ -44,6 +45,7 @@ type Options struct {
 // Info is what scripts need to know of a running cluster: the content of .dev/dev.json.
 type Info struct {
 	Edges      []string                       `json:"edges"`
+	Fanouts    []string                       `json:"fanouts"`
 	Operations map[string]string              `json:"operations"`
 	Keys       map[string]map[string][]string `json:"keys"`
 	Users      []string                       `json:"users"`
@@ -202,6 +204,13 @@ func (c *Cluster) RestartPart(ctx context.Context, name string) error {
 // Log returns what a part has written so far; only in process mode.
 func (c *Cluster) Log(name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(c.options.Dir, name+".log"))
+}
+
+func (c *Cluster) way(from, to, address string) string {
+	if c.options.Way == nil {
+		return address
+	}
+	return c.options.Way(from, to, address)
 }
 
 func (c *Cluster) part(name string) (*part, error) {

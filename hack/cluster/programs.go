@@ -251,19 +251,16 @@ func (c *Cluster) startFanouts(ctx, run context.Context) (addresses []string, er
 		if err != nil {
 			return nil, err
 		}
-		leader := "static"
-		if i > 0 {
-			leader = "standby"
-		}
 		addresses = append(addresses, address)
+		c.info.Fanouts = append(c.info.Fanouts, address)
 		err = c.addProgram(ctx, run, program{
 			name: name, kind: "fanout",
-			args: []string{
-				"--listen=" + address, operations, "--log-level=" + c.options.LogLevel, "--leader=" + leader,
+			args: append([]string{
+				"--listen=" + address, operations, "--log-level=" + c.options.LogLevel,
 				"--trading-hours=never", // feedsim has none
-				"--upstream-url=" + strings.Replace(c.info.Feedsim, "http://", "ws://", 1),
+				"--upstream-url=ws://" + c.way(name, "feedsim", strings.TrimPrefix(c.info.Feedsim, "http://")),
 				"--upstream-key-file=" + c.file("vendor.key"),
-			},
+			}, c.leader(name, i)...),
 			ready:     ready,
 			inProcess: inProcess(fanout.New, func(o *fanout.Options, log io.Writer) { o.Telemetry.LogOutput = log }),
 		})
@@ -272,6 +269,18 @@ func (c *Cluster) startFanouts(ctx, run context.Context) (addresses []string, er
 		}
 	}
 	return addresses, nil
+}
+
+// leader are the flags of the n-th fanout that say who leads.
+func (c *Cluster) leader(name string, n int) []string {
+	switch {
+	case c.options.Leader != "":
+		return []string{"--leader=" + c.options.Leader, "--redis-address=" + c.way(name, "redis", c.info.Redis)}
+	case n == 0:
+		return []string{"--leader=static"}
+	default:
+		return []string{"--leader=standby"}
+	}
 }
 
 func (c *Cluster) startEdges(ctx, run context.Context, fanouts []string) error {
@@ -286,16 +295,16 @@ func (c *Cluster) startEdges(ctx, run context.Context, fanouts []string) error {
 			return err
 		}
 		c.info.Edges = append(c.info.Edges, "ws://"+address)
-		redis, own := c.options.RedisOf[name]
-		if !own {
-			redis = c.info.Redis
+		var ways []string
+		for n, fanout := range fanouts {
+			ways = append(ways, c.way(name, fmt.Sprintf("fanout-%d", n), fanout))
 		}
 		err = c.addProgram(ctx, run, program{
 			name: name, kind: "edge",
 			args: []string{
 				"--listen=" + address, operations, "--log-level=" + c.options.LogLevel,
-				"--auth-address=" + c.auth, "--fanout-address=" + strings.Join(fanouts, ","),
-				"--redis-address=" + redis, "--drain-window=1s",
+				"--auth-address=" + c.way(name, "auth", c.auth), "--fanout-address=" + strings.Join(ways, ","),
+				"--redis-address=" + c.way(name, "redis", c.info.Redis), "--drain-window=1s",
 			},
 			ready:     ready,
 			inProcess: inProcess(edge.New, func(o *edge.Options, log io.Writer) { o.Telemetry.LogOutput = log }),

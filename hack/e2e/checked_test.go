@@ -38,11 +38,15 @@ func startStage(t *testing.T, o cluster.Options, feedsimArgs ...string) *stage {
 	file := filepath.Join(t.TempDir(), "truth.tsv")
 	o.Redis, _, _ = startRedis(t)
 	o.LogLevel = "info"
-	o.Args = map[string][]string{
+	args := map[string][]string{
 		"feedsim": append([]string{"--truth=" + file, "--quiesced", "--stamp"}, feedsimArgs...),
 		"fanout":  append([]string{"--edge-queue-bytes=268435456"}, o.Args["fanout"]...),
 		"edge":    append([]string{"--queue-bytes=268435456"}, o.Args["edge"]...),
 	}
+	for part, more := range o.Args {
+		args[part] = append(args[part], more...)
+	}
+	o.Args = args
 	s := &stage{Cluster: startCluster(t, o), t: t, truth: file, keys: map[string][]string{}}
 	for market, plans := range s.Info().Keys {
 		s.keys[market] = slices.Concat(plans["expert"], plans["commercial"])
@@ -151,6 +155,7 @@ type witness struct {
 
 	mu       sync.Mutex
 	begun    bool          // all its topics are served: from now on each event counts
+	pulse    *pulse        // nil: the times of events do not matter
 	changed  chan struct{} // closed at the next frame
 	events   int
 	marks    int
@@ -207,6 +212,9 @@ func (w *witness) frame(frame []byte) error {
 		if !bytes.HasPrefix(raw, statusHead) {
 			if w.begun {
 				w.notes.Event(raw)
+			}
+			if w.pulse != nil {
+				w.pulse.beat(raw, time.Now())
 			}
 			w.events++
 			w.kinds[kindOf(raw)]++
@@ -388,6 +396,33 @@ func (w *witness) leave() {
 	<-w.done
 	if end, ok := errors.AsType[closed](w.err); !ok || end.code != 1000 {
 		w.t.Errorf("%s: the socket ended with %v, want only the echo of its own close", w.name, w.err)
+	}
+}
+
+// pulse is how evenly events come.
+type pulse struct {
+	stamp int64     // of the last event, in Unix nanoseconds
+	at    time.Time // when it came
+
+	jump    time.Duration // the longest between the stamps of two events
+	silence time.Duration // the longest between the arrivals of two
+	late    []float64     // milliseconds from stamp to arrival; nil: they are not kept
+}
+
+// beat takes down an event of a feedsim with --stamp.
+func (p *pulse) beat(raw []byte, now time.Time) {
+	_, text, _ := bytes.Cut(raw, []byte(`"ts":`))
+	stamp, err := strconv.ParseInt(strings.TrimRight(string(text), "}"), 10, 64)
+	if err != nil {
+		return
+	}
+	if p.stamp != 0 {
+		p.jump = max(p.jump, time.Duration(stamp-p.stamp))
+		p.silence = max(p.silence, now.Sub(p.at))
+	}
+	p.stamp, p.at = stamp, now
+	if p.late != nil {
+		p.late = append(p.late, float64(now.UnixNano()-stamp)/1e6)
 	}
 }
 

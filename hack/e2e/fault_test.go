@@ -232,10 +232,10 @@ func (f *faults) expectAll(ws *witnesses, gaps int) {
 }
 
 // expectClean expects that what came was sent, once and in this order.
-func (f *faults) expectClean(c checker.ClientReport) {
-	f.t.Helper()
+func (s *stage) expectClean(c checker.ClientReport) {
+	s.t.Helper()
 	if n := c.Altered + c.Unasked + c.Duplicates + c.Disordered; n > 0 || c.Received == 0 {
-		f.t.Errorf("%s: %d of %d events are not as sent: %q", c.Name, n, c.Received, c.Examples)
+		s.t.Errorf("%s: %d of %d events are not as sent: %q", c.Name, n, c.Received, c.Examples)
 	}
 }
 

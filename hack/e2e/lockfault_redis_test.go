@@ -20,9 +20,17 @@ import (
 type lockStore struct {
 	address string            // the edges' --redis-address
 	args    []string          // further flags of the edges
-	redisOf map[string]string // as in cluster.Options
+	redisOf map[string]string // another address for some edges, by name
 	servers []*redisProcess
 	client  redis.UniversalClient // to look from outside
+}
+
+// way is for cluster.Options.
+func (s *lockStore) way(from, to, address string) string {
+	if other, ok := s.redisOf[from]; ok && to == "redis" {
+		return other
+	}
+	return address
 }
 
 // redisProcess is a server that can be killed, stopped and started again with

@@ -52,7 +52,7 @@ func startLockWorld(t *testing.T, users int, store *lockStore) *lockWorld {
 	const rate = 33 // of which two fifths come in bursts, the others every 50 ms
 	marketed := []string{"--markets=stocks"}
 	c := startCluster(t, cluster.Options{
-		Edges: 2, Redis: store.address, RedisOf: store.redisOf, Users: users, Rate: rate, LogLevel: "warn",
+		Edges: 2, Redis: store.address, Way: store.way, Users: users, Rate: rate, LogLevel: "warn",
 		Args: map[string][]string{
 			"feedsim": {"--symbols=1"}, "fanout": marketed,
 			"edge":   append(append(marketed, "--failure-rate-per-ip=100000"), store.args...),

@@ -317,7 +317,7 @@ func TestEventFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			file := truthFile(t)
-			r := quiesced(t, func(o *Options) { o.Truth, o.Rate = file, 20_000 })
+			r := quiesced(t, func(o *Options) { o.Truth, o.Rate.Stocks = file, 20_000 })
 			conn := r.subscribe("/stocks", all)
 			r.post("/fault/" + c.order)
 			r.emit("stocks", 3_000) // which the kernel takes

@@ -86,10 +86,10 @@ func (s *Simulator) build(o Options) error {
 		_, ok := keys[key]
 		return ok
 	}
-	if s.stocks, err = s.market(o, tape.Stocks, o.OnLimit.Stocks, accept); err != nil {
+	if s.stocks, err = s.market(o, tape.Stocks, o.Rate.Stocks, o.OnLimit.Stocks, accept); err != nil {
 		return err
 	}
-	if s.options, err = s.market(o, tape.Options, o.OnLimit.Options, accept); err != nil {
+	if s.options, err = s.market(o, tape.Options, o.Rate.Options, o.OnLimit.Options, accept); err != nil {
 		return err
 	}
 	mux := http.NewServeMux()
@@ -109,7 +109,7 @@ func (s *Simulator) build(o Options) error {
 	return nil
 }
 
-func (s *Simulator) market(o Options, m tape.Market, rule market.LimitRule, accept func(session.Key) bool) (*market.Market, error) {
+func (s *Simulator) market(o Options, m tape.Market, rate int, rule market.LimitRule, accept func(session.Key) bool) (*market.Market, error) {
 	rules := session.Rules{Market: m, Accept: accept}
 	for _, prefix := range o.Unauthorized {
 		if kind, known := tape.ParseKind(m, prefix); known {
@@ -127,7 +127,7 @@ func (s *Simulator) market(o Options, m tape.Market, rule market.LimitRule, acce
 		}
 		events = recording.NewSource(file, m, o.ReplaySpeed, universe, now)
 	} else {
-		events = source.NewTape(tape.Config{Market: m, Symbols: o.Symbols, Rate: o.Rate, Seed: o.Seed, Minute: o.Minute}, o.Start, now)
+		events = source.NewTape(tape.Config{Market: m, Symbols: o.Symbols, Rate: rate, Seed: o.Seed, Minute: o.Minute}, o.Start, now)
 	}
 	return market.New(market.Config{
 		Rules:          rules,

@@ -44,7 +44,7 @@ func defaults() Options {
 		OnLimit:        LimitRules{market.KickOldest, market.KickOldest},
 		AuthTimeout:    patience,
 		Buffer:         16 << 20,
-		Rate:           2000,
+		Rate:           Rates{2000, 2000},
 		Symbols:        50,
 		Minute:         5 * time.Second,
 		Seed:           1,
@@ -318,7 +318,7 @@ func TestValidate(t *testing.T) {
 		"--max-connections": func(o *Options) { o.MaxConnections = 0 },
 		"--auth-timeout":    func(o *Options) { o.AuthTimeout = 0 },
 		"--buffer":          func(o *Options) { o.Buffer = 10 },
-		"--rate":            func(o *Options) { o.Rate = 0 },
+		"--rate":            func(o *Options) { o.Rate.Options = 0 },
 		"--symbols":         func(o *Options) { o.Symbols = 20_001 },
 		"--minute":          func(o *Options) { o.Minute = 1500 * time.Millisecond },
 		"--unauthorized":    func(o *Options) { o.Unauthorized = []string{"XX"} },
@@ -332,6 +332,22 @@ func TestValidate(t *testing.T) {
 	}
 	if text := fmt.Sprintf("%+v %#v", good, good); strings.Contains(text, goodKey) {
 		t.Errorf("the key is in %s", text)
+	}
+}
+
+func TestRates(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]Rates{"200": {200, 200}, "options=1,stocks=150000": {150_000, 1}} {
+		var got Rates
+		if err := got.UnmarshalText([]byte(text)); err != nil || got != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "many", "crypto=1", "stocks=1,options=x"} {
+		var got Rates
+		if err := got.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is taken as %v", text, got)
+		}
 	}
 }
 

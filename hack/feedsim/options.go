@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,7 +28,7 @@ type Options struct {
 	AuthTimeout    time.Duration `name:"auth-timeout" group:"Clients" default:"10s" help:"Time a connection has to send its key."`
 	Buffer         int           `name:"buffer" group:"Clients" default:"16777216" help:"Bytes that may wait for a client before it is cut off as too slow."`
 
-	Rate     int           `name:"rate" group:"Events" default:"200" help:"Events per second and market, on average."`
+	Rate     Rates         `name:"rate" group:"Events" default:"200" help:"Events per second, on average: a number for each market, or stocks=N,options=N."`
 	Symbols  int           `name:"symbols" group:"Events" default:"4000" help:"Tickers per market."`
 	Minute   time.Duration `name:"minute" group:"Events" default:"5s" help:"Length of an AM window; the vendor's is 1m."`
 	Seed     uint64        `name:"seed" group:"Events" default:"1" help:"The sequence of events, and the times of random faults, follow from it."`
@@ -44,28 +45,59 @@ type Options struct {
 	Record string `name:"record" group:"Faults and files" type:"path" placeholder:"FILE" help:"Append the frames of events that were sent, for --replay."`
 }
 
+// byMarket reads one value for both markets, or market=value pairs with commas
+// between them.
+func byMarket(text string, set func(m tape.Market, value string) error) error {
+	if !strings.Contains(text, "=") {
+		return errors.Join(set(tape.Stocks, text), set(tape.Options, text))
+	}
+	for pair := range strings.SplitSeq(text, ",") {
+		name, value, _ := strings.Cut(pair, "=")
+		if m := tape.Market(name); m != tape.Stocks && m != tape.Options {
+			return fmt.Errorf("unknown market %q", name)
+		}
+		if err := set(tape.Market(name), value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Rates has the events per second of each market.
+type Rates struct{ Stocks, Options int }
+
+// UnmarshalText reads one rate for both markets, or market=rate pairs with commas
+// between them.
+func (r *Rates) UnmarshalText(text []byte) error {
+	return byMarket(string(text), func(m tape.Market, value string) error {
+		rate, err := strconv.Atoi(value)
+		if err != nil {
+			return fmt.Errorf("rate %q: want a whole number", value)
+		}
+		if m == tape.Stocks {
+			r.Stocks = rate
+		} else {
+			r.Options = rate
+		}
+		return nil
+	})
+}
+
 // LimitRules has a rule for each market.
 type LimitRules struct{ Stocks, Options market.LimitRule }
 
 // UnmarshalText reads one rule for both markets, or market=rule pairs with
 // commas between them.
 func (l *LimitRules) UnmarshalText(text []byte) error {
-	if rule := market.LimitRule(text); !strings.Contains(string(rule), "=") {
-		l.Stocks, l.Options = rule, rule
-		return l.validate()
-	}
-	for pair := range strings.SplitSeq(string(text), ",") {
-		name, rule, _ := strings.Cut(pair, "=")
-		switch tape.Market(name) {
-		case tape.Stocks:
-			l.Stocks = market.LimitRule(rule)
-		case tape.Options:
-			l.Options = market.LimitRule(rule)
-		default:
-			return fmt.Errorf("unknown market %q", name)
+	err := byMarket(string(text), func(m tape.Market, value string) error {
+		if m == tape.Stocks {
+			l.Stocks = market.LimitRule(value)
+		} else {
+			l.Options = market.LimitRule(value)
 		}
-	}
-	return l.validate()
+		return nil
+	})
+	return errors.Join(err, l.validate())
 }
 
 func (l *LimitRules) validate() error {
@@ -91,7 +123,9 @@ func (o *Options) Validate() error {
 	check(o.MaxConnections >= 1, "--max-connections: want at least 1, got %d", o.MaxConnections)
 	check(o.AuthTimeout > 0, "--auth-timeout: want more than 0, got %s", o.AuthTimeout)
 	check(o.Buffer >= minBuffer, "--buffer: want at least %d, got %d", minBuffer, o.Buffer)
-	check(o.Rate >= 1 && o.Rate <= maxRate, "--rate: want 1 to %d, got %d", maxRate, o.Rate)
+	for _, rate := range []int{o.Rate.Stocks, o.Rate.Options} {
+		check(rate >= 1 && rate <= maxRate, "--rate: want 1 to %d for each market, got %d", maxRate, rate)
+	}
 	check(o.Symbols >= 1 && o.Symbols <= tape.MaxSymbols, "--symbols: want 1 to %d, got %d", tape.MaxSymbols, o.Symbols)
 	check(o.Minute >= time.Second && o.Minute%time.Second == 0, "--minute: want whole seconds, got %s", o.Minute)
 	check(o.Replay == "" || o.ReplaySpeed > 0, "--replay-speed: want more than 0")

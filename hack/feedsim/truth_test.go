@@ -96,7 +96,7 @@ func TestTruth(t *testing.T) {
 	t.Parallel()
 	file := truthFile(t)
 	r := quiesced(t, func(o *Options) {
-		o.Truth, o.Stamp, o.Number, o.MaxConnections, o.Rate = file, true, "market", 2, 50_000
+		o.Truth, o.Stamp, o.Number, o.MaxConnections, o.Rate.Stocks = file, true, "market", 2, 50_000
 	})
 	const count = 20_000
 	all := "T.*,Q.*,A.*,AM.*,FMV.*,NOI.*,LULD.*"
@@ -249,7 +249,7 @@ func strippedKinds(t *testing.T, file string) string {
 func TestTruthIsComplete(t *testing.T) {
 	t.Parallel()
 	file := truthFile(t)
-	r := serve(t, func(o *Options) { o.Truth, o.Rate = file, 100_000 })
+	r := serve(t, func(o *Options) { o.Truth, o.Rate.Stocks = file, 100_000 })
 	c := r.subscribe("/stocks", "T.*")
 	c.events(100)
 	r.stop()
@@ -261,7 +261,7 @@ func TestTruthIsComplete(t *testing.T) {
 // TestEmitWaits: events ahead of their time do not make a client too slow.
 func TestEmitWaits(t *testing.T) {
 	t.Parallel()
-	r := quiesced(t, func(o *Options) { o.Buffer, o.Rate = minBuffer, 100_000 })
+	r := quiesced(t, func(o *Options) { o.Buffer, o.Rate.Stocks = minBuffer, 100_000 })
 	c := r.subscribe("/stocks", "T.*,Q.*,A.*,AM.*,FMV.*,NOI.*,LULD.*")
 	const count = 100_000
 	wait := r.emitting("stocks", count)
@@ -312,7 +312,7 @@ func TestReplay(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "frames")
 	const topics, count = "T.*,Q.*,A.*,AM.*,FMV.*,NOI.*,LULD.*", 5_000
-	r := quiesced(t, func(o *Options) { o.Record, o.Rate = file, 50_000 })
+	r := quiesced(t, func(o *Options) { o.Record, o.Rate.Stocks = file, 50_000 })
 	c := r.subscribe("/stocks", topics)
 	wait := r.emitting("stocks", count)
 	recorded := c.events(count)

@@ -178,7 +178,7 @@ func TestRejectNewest(t *testing.T) {
 
 func TestSlowClient(t *testing.T) {
 	t.Parallel()
-	r := serve(t, func(o *Options) { o.Buffer, o.Rate = 1<<20, 100_000 })
+	r := serve(t, func(o *Options) { o.Buffer, o.Rate = 1<<20, Rates{100_000, 100_000} })
 	c := r.login("/stocks")
 	c.say("subscribe", "T.*,Q.*")
 	r.until("cut off", func(s Stats) bool { return s.Stocks.Closed["slow"] == 1 && s.Stocks.Authenticated == 0 })

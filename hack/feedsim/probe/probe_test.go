@@ -37,7 +37,7 @@ func TestVendor(t *testing.T) {
 	s, err := feedsim.New(feedsim.Options{
 		Listen: "127.0.0.1:0", Keys: []session.Key{key}, MaxConnections: 1,
 		OnLimit:     feedsim.LimitRules{Stocks: market.KickOldest, Options: market.KickOldest},
-		AuthTimeout: time.Minute, Buffer: 16 << 20, Rate: 5000, Symbols: 10, Minute: time.Second, Seed: 1,
+		AuthTimeout: time.Minute, Buffer: 16 << 20, Rate: feedsim.Rates{Stocks: 5000, Options: 5000}, Symbols: 10, Minute: time.Second, Seed: 1,
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

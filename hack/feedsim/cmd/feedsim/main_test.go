@@ -32,7 +32,7 @@ func TestFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := c.Serve.Options
-	if len(o.Keys) != 2 || o.Keys[1] != "b" || o.Rate != 1000 || o.Seed != 1 || o.Minute != 5*time.Second ||
+	if len(o.Keys) != 2 || o.Keys[1] != "b" || o.Rate != (feedsim.Rates{Stocks: 1000, Options: 1000}) || o.Seed != 1 || o.Minute != 5*time.Second ||
 		o.OnLimit != (feedsim.LimitRules{Stocks: market.KickOldest, Options: market.RejectNewest}) ||
 		!o.Start.Equal(time.Date(2026, 5, 15, 13, 30, 0, 0, time.UTC)) || o.Unauthorized[0] != "NOI" ||
 		o.Replay != "/x" || o.ReplaySpeed != 2.5 || o.Truth != "/t" || !o.Stamp || o.Number != "market" || !o.Quiesced {
