@@ -118,9 +118,10 @@ long: deps fuzz chart-test model ## Run what takes longer than CI may: fuzzing, 
 	@echo "long: all passed" >&2
 
 .PHONY: model
-model: ## Run the fault models of lock and lease with 10,000 runs of each class of faults, and with parts switched off
+model: ## Run the fault models of lock, lease and hand-over with 10,000 runs of each class of faults, and with parts switched off
 	@cd services/edge && go test -count 1 -timeout 30m -run TestModel -v ./internal/lock -args -seeds 10000
 	@cd services/internal && go test -count 1 -timeout 30m -run TestModel -v ./lease -args -seeds 10000
+	@cd services/fanout && go test -count 1 -timeout 30m -run TestModel -v ./internal/upstream -args -seeds 10000
 
 .PHONY: deploy
 deploy: cluster-given images ## Install the chart with a simulated vendor on any cluster (KUBECONFIG=… KO_DOCKER_REPO=…)

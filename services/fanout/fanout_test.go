@@ -23,6 +23,7 @@ import (
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/fanout/internal/calendar"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
+	"github.com/cutemarkets/relay/services/fanout/internal/upstream"
 	"github.com/cutemarkets/relay/services/internal/lease"
 	"github.com/cutemarkets/relay/services/internal/ops"
 	"github.com/cutemarkets/relay/services/internal/redisx"
@@ -37,19 +38,21 @@ func options(t *testing.T) Options {
 		t.Fatal(err)
 	}
 	return Options{
-		Listen:          "127.0.0.1:0",
-		Markets:         []string{"stocks", "options"},
-		UpstreamURL:     "ws://127.0.0.1:1",
-		UpstreamKeyFile: key,
-		TradingHours:    hoursNever,
-		CanaryTopics:    []string{"stocks:A.SPY", "options:T.O:SPY291221C00500000"},
-		TopicSlots:      []string{"options:Q:1000"},
-		Leader:          leaderStatic,
-		EdgeQueueBytes:  16 << 20,
-		RingAge:         10 * time.Second,
-		RingBytes:       16 << 20,
-		Operations:      ops.Options{Listen: "127.0.0.1:0"},
-		Telemetry:       telemetry.Options{LogOutput: io.Discard, OTLPSampleRatio: 1},
+		Listen:               "127.0.0.1:0",
+		Markets:              []string{"stocks", "options"},
+		UpstreamURL:          "ws://127.0.0.1:1",
+		UpstreamKeyFile:      key,
+		TradingHours:         hoursNever,
+		CanaryTopics:         []string{"stocks:A.SPY", "options:T.O:SPY291221C00500000"},
+		TopicSlots:           []string{"options:Q:1000"},
+		Leader:               leaderStatic,
+		EdgeQueueBytes:       16 << 20,
+		RingAge:              10 * time.Second,
+		RingBytes:            16 << 20,
+		Operations:           ops.Options{Listen: "127.0.0.1:0"},
+		Telemetry:            telemetry.Options{LogOutput: io.Discard, OTLPSampleRatio: 1},
+		UpstreamOnLimit:      []string{"kick-oldest", "options:reject-newest"},
+		UpstreamGhostTimeout: 90 * time.Second,
 	}
 }
 
@@ -60,28 +63,34 @@ func TestValidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(o *Options){
-		"--markets is empty":                func(o *Options) { o.Markets = nil },
-		"must be lower-case":                func(o *Options) { o.Markets = []string{"a/b"} },
-		"twice":                             func(o *Options) { o.Markets = []string{"stocks", "stocks"} },
-		"--upstream-url":                    func(o *Options) { o.UpstreamURL = "https://socket.massive.com" },
-		"--upstream-url must":               func(o *Options) { o.UpstreamURL = "wss://socket.massive.com?key=1" },
-		"--trading-hours is":                func(o *Options) { o.TradingHours = "eu" },
-		"--canary-topics has \"A":           func(o *Options) { o.CanaryTopics = []string{"A.SPY"} },
-		"--canary-topics has \"s":           func(o *Options) { o.CanaryTopics = []string{"stocks:A.*"} },
-		"--topic-slots has \"o":             func(o *Options) { o.TopicSlots = []string{"options:Q"} },
-		"--topic-slots has \"options:Q:0":   func(o *Options) { o.TopicSlots = []string{"options:Q:0"} },
-		"--topic-slots has options:Q twice": func(o *Options) { o.TopicSlots = []string{"options:Q:1", "options:Q:2"} },
-		"--firehose has \"T":                func(o *Options) { o.Firehose = []string{"T"} },
-		"by the ticker":                     func(o *Options) { o.Firehose = []string{"options:Q"} },
-		"--leader is":                       func(o *Options) { o.Leader = "me" },
-		"--upstream-key-file":               func(o *Options) { o.UpstreamKeyFile = "" },
-		"--edge-queue-bytes":                func(o *Options) { o.EdgeQueueBytes = 1 },
-		"listen address":                    func(o *Options) { o.Listen = "9100" },
-		"--operations-listen":               func(o *Options) { o.Operations.Listen = "" },
-		"--log-level":                       func(o *Options) { o.Telemetry.LogLevel = "loud" },
-		"certificate file and key ":         func(o *Options) { o.TLSKeyFile = "key" },
-		"--ring-age is":                     func(o *Options) { o.RingAge = time.Hour },
-		"--ring-bytes is":                   func(o *Options) { o.RingBytes = 1 },
+		"--markets is empty":                 func(o *Options) { o.Markets = nil },
+		"must be lower-case":                 func(o *Options) { o.Markets = []string{"a/b"} },
+		"twice":                              func(o *Options) { o.Markets = []string{"stocks", "stocks"} },
+		"--upstream-url":                     func(o *Options) { o.UpstreamURL = "https://socket.massive.com" },
+		"--upstream-url must":                func(o *Options) { o.UpstreamURL = "wss://socket.massive.com?key=1" },
+		"--trading-hours is":                 func(o *Options) { o.TradingHours = "eu" },
+		"--canary-topics has \"A":            func(o *Options) { o.CanaryTopics = []string{"A.SPY"} },
+		"--canary-topics has \"s":            func(o *Options) { o.CanaryTopics = []string{"stocks:A.*"} },
+		"--topic-slots has \"o":              func(o *Options) { o.TopicSlots = []string{"options:Q"} },
+		"--topic-slots has \"options:Q:0":    func(o *Options) { o.TopicSlots = []string{"options:Q:0"} },
+		"--topic-slots has options:Q twice":  func(o *Options) { o.TopicSlots = []string{"options:Q:1", "options:Q:2"} },
+		"--firehose has \"T":                 func(o *Options) { o.Firehose = []string{"T"} },
+		"by the ticker":                      func(o *Options) { o.Firehose = []string{"options:Q"} },
+		"--leader is":                        func(o *Options) { o.Leader = "me" },
+		"--upstream-key-file":                func(o *Options) { o.UpstreamKeyFile = "" },
+		"--edge-queue-bytes":                 func(o *Options) { o.EdgeQueueBytes = 1 },
+		"listen address":                     func(o *Options) { o.Listen = "9100" },
+		"--operations-listen":                func(o *Options) { o.Operations.Listen = "" },
+		"--log-level":                        func(o *Options) { o.Telemetry.LogLevel = "loud" },
+		"certificate file and key ":          func(o *Options) { o.TLSKeyFile = "key" },
+		"--ring-age is":                      func(o *Options) { o.RingAge = time.Hour },
+		"--ring-bytes is":                    func(o *Options) { o.RingBytes = 1 },
+		"--upstream-on-limit has \"kick":     func(o *Options) { o.UpstreamOnLimit = []string{"kick-newest"} },
+		"--upstream-on-limit has \":":        func(o *Options) { o.UpstreamOnLimit = []string{":kick-oldest"} },
+		"--upstream-on-limit has \"O":        func(o *Options) { o.UpstreamOnLimit = []string{"kick-oldest", "O:kick-oldest"} },
+		"but an earlier rule":                func(o *Options) { o.UpstreamOnLimit = []string{"kick-oldest", "reject-newest"} },
+		"no rule for options: add options:k": func(o *Options) { o.UpstreamOnLimit = []string{"stocks:kick-oldest"} },
+		"--upstream-ghost-timeout":           func(o *Options) { o.UpstreamGhostTimeout = 0 },
 	} {
 		o := options(t)
 		change(&o)
@@ -428,6 +437,30 @@ func TestPromotion(t *testing.T) {
 }
 
 // TestUpstreamConfig: which hours and canaries a market has.
+// TestLimit: a market's own rule wins over that for all others, wherever it stands.
+func TestLimit(t *testing.T) {
+	for _, tt := range []struct {
+		rules           []string
+		stocks, options upstream.LimitRule
+	}{
+		{[]string{"reject-newest"}, upstream.RejectNewest, upstream.RejectNewest},
+		{[]string{"kick-oldest", "options:reject-newest"}, upstream.KickOldest, upstream.RejectNewest},
+		{[]string{"options:reject-newest", "kick-oldest"}, upstream.KickOldest, upstream.RejectNewest},
+		{[]string{"stocks:reject-newest", "options:kick-oldest"}, upstream.RejectNewest, upstream.KickOldest},
+	} {
+		o := options(t)
+		o.UpstreamOnLimit = tt.rules
+		if err := o.Validate(); err != nil {
+			t.Error(err)
+		}
+		for market, want := range map[string]upstream.LimitRule{"stocks": tt.stocks, "options": tt.options} {
+			if got := o.upstream(market).Limit; got != (upstream.Limit{Rule: want, GhostTimeout: 90 * time.Second}) {
+				t.Errorf("%q, %s: %v, want %s", tt.rules, market, got, want)
+			}
+		}
+	}
+}
+
 func TestUpstreamConfig(t *testing.T) {
 	noon := time.Date(2026, 11, 20, 17, 0, 0, 0, time.UTC) // of New York, a trading day
 	night := noon.Add(12 * time.Hour)

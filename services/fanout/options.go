@@ -65,8 +65,10 @@ type Options struct {
 	Firehose        []string `name:"firehose" placeholder:"MARKET:PREFIX" help:"Prefixes that are subscribed whole, as in stocks:T, whatever clients want: a new topic does not wait for the vendor, at the price of all the events. Not where --topic-slots bounds them."`
 	EdgeQueueBytes  int      `name:"edge-queue-bytes" default:"16777216" help:"Bytes that may wait for one edge and market; beyond, its stream is cut, to resume from the recent events or with a gap."`
 
-	RingAge   time.Duration `name:"ring-age" default:"10s" help:"How long the recent events of a market are kept, for an edge whose stream broke: back within this time, it loses nothing."`
-	RingBytes int           `name:"ring-bytes" default:"67108864" help:"Memory that the recent events of a market may take; beyond, the oldest are dropped. 0: none are kept, and a broken stream costs a gap."`
+	RingAge              time.Duration `name:"ring-age" default:"10s" help:"How long the recent events of a market are kept, for an edge whose stream broke: back within this time, it loses nothing."`
+	RingBytes            int           `name:"ring-bytes" default:"67108864" help:"Memory that the recent events of a market may take; beyond, the oldest are dropped. 0: none are kept, and a broken stream costs a gap."`
+	UpstreamOnLimit      []string      `name:"upstream-on-limit" default:"kick-oldest,options:reject-newest" placeholder:"[MARKET:]RULE" help:"What the vendor does when a key has more connections than it may: kick-oldest (it ends the oldest) or reject-newest (it ends the newest, soon after it was authenticated). A rule without a market is for all that have none of their own."`
+	UpstreamGhostTimeout time.Duration `name:"upstream-ghost-timeout" default:"90s" help:"How long the vendor may take to notice that a connection has ended. With reject-newest a place that is taken for longer is reported as stolen."`
 
 	Leader             string        `name:"leader" enum:"kubernetes,redis,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), redis (the holder of the market's lease in Redis), static (this process, for every market; there must be no other) or standby (never this process)."`
 	LeaseNamespace     string        `name:"lease-namespace" placeholder:"NAME" help:"Namespace of the Leases. Empty: that of the pod."`
@@ -124,6 +126,7 @@ func (o Options) Validate() error {
 			"--firehose has %q, must be a market and a prefix, as in stocks:T", firehose)
 		check(slots[market][prefix] == 0, "--firehose has %q, of which --topic-slots says that the vendor serves it by the ticker", firehose)
 	}
+	o.validateOnLimit(check)
 	check(o.EdgeQueueBytes >= minEdgeQueue, "--edge-queue-bytes is %d, must be at least %d", o.EdgeQueueBytes, minEdgeQueue)
 	check(o.RingAge >= minRingAge && o.RingAge <= maxRingAge, "--ring-age is %v, must be %v to %v", o.RingAge, minRingAge, maxRingAge)
 	check(o.RingBytes == 0 || o.RingBytes >= minRing, "--ring-bytes is %d, must be 0 or at least %d", o.RingBytes, minRing)
@@ -136,6 +139,45 @@ func (o Options) Validate() error {
 		errs = append(errs, o.Redis.Validate())
 	}
 	return errors.Join(append(errs, o.grpc().Validate(), o.Operations.Validate(), o.Telemetry.Validate())...)
+}
+
+func (o Options) validateOnLimit(check func(ok bool, format string, args ...any)) {
+	rules := make(map[string]bool)
+	for _, entry := range o.UpstreamOnLimit {
+		market, rule := limitEntry(entry)
+		check(!strings.HasPrefix(entry, ":") && (market == "" || marketName.MatchString(market)) && (rule == upstream.KickOldest || rule == upstream.RejectNewest),
+			"--upstream-on-limit has %q, must be kick-oldest or reject-newest, with a market before it or none, as in options:reject-newest", entry)
+		check(!rules[market], "--upstream-on-limit has %q, but an earlier rule for the same markets", entry)
+		rules[market] = true
+	}
+	for _, market := range o.Markets {
+		check(rules[market] || rules[""], "--upstream-on-limit has no rule for %s: add %[1]s:kick-oldest or %[1]s:reject-newest, or a rule without a market", market)
+	}
+	check(o.UpstreamGhostTimeout > 0, "--upstream-ghost-timeout is %v, must be more than 0", o.UpstreamGhostTimeout)
+}
+
+// limitEntry is an entry of --upstream-on-limit; no market: of all others.
+func limitEntry(entry string) (market string, rule upstream.LimitRule) {
+	market, name, ok := strings.Cut(entry, ":")
+	if !ok {
+		return "", upstream.LimitRule(entry)
+	}
+	return market, upstream.LimitRule(name)
+}
+
+// limit is the vendor's limit of a market.
+func (o Options) limit(market string) upstream.Limit {
+	l := upstream.Limit{GhostTimeout: o.UpstreamGhostTimeout}
+	for _, entry := range o.UpstreamOnLimit {
+		switch of, rule := limitEntry(entry); of {
+		case market:
+			l.Rule = rule
+			return l
+		case "":
+			l.Rule = rule
+		}
+	}
+	return l
 }
 
 func (o Options) validateLeaseName(check func(ok bool, format string, args ...any)) {
@@ -175,7 +217,7 @@ func (o Options) lease() leader.LeaseConfig {
 
 // upstream is what a market's upstream is made from.
 func (o Options) upstream(market string) upstream.Config {
-	c := upstream.Config{URL: o.UpstreamURL, KeyFile: o.UpstreamKeyFile, Hours: calendar.Never, Firehose: ofMarket(o.Firehose, market)}
+	c := upstream.Config{URL: o.UpstreamURL, KeyFile: o.UpstreamKeyFile, Hours: calendar.Never, Limit: o.limit(market), Firehose: ofMarket(o.Firehose, market)}
 	if slots, err := o.topicSlots(); err == nil {
 		c.Slots = slots[market]
 	}

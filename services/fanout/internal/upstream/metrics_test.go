@@ -21,14 +21,14 @@ func TestMetrics(t *testing.T) {
 	if err := router.Observe(tel.Meter("test"), []*router.Router{r}); err != nil {
 		t.Fatal(err)
 	}
-	u.lost[CauseKicked].Add(2)
+	u.lost[CauseStolen].Add(2)
 	u.silenceLimit.Store(int64(3500 * time.Millisecond))
 	answer := httptest.NewRecorder()
 	tel.MetricsHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, want := range []string{
 		`relay_fanout_upstream_state{market="stocks"} 0`,
 		`relay_fanout_upstream_last_message_timestamp_seconds{market="stocks"} 0`,
-		`relay_fanout_upstream_disconnects_total{cause="kicked",market="stocks"} 2`,
+		`relay_fanout_upstream_disconnects_total{cause="stolen",market="stocks"} 2`,
 		`relay_fanout_upstream_disconnects_total{cause="slow",market="stocks"} 0`,
 		`relay_fanout_upstream_disconnects_total{cause="stalled",market="stocks"} 0`,
 		`relay_fanout_upstream_silence_limit_seconds{market="stocks"} 3.5`,

@@ -25,6 +25,7 @@ type vendor struct {
 	subscribed                  map[string]bool
 	holding, told, lived        bool // events are held; the outage has its gap; events have flowed
 	state                       State
+	proven                      bool
 	problems                    map[string]bool
 }
 
@@ -36,11 +37,13 @@ func (v *vendor) must(ok bool, what string) {
 
 func (v *vendor) Dial() {
 	v.must(!v.dialing && !v.connected && !v.closing, "dialed beside a connection")
+	v.must(v.proven, "dialed without proof")
 	v.dialing = true
 }
 
 func (v *vendor) Auth() {
 	v.must(v.connected && !v.closing, "auth without a connection")
+	v.must(v.proven, "sent the key without proof")
 	v.answers = append(v.answers, [2]string{"auth_success", "authenticated"})
 }
 
@@ -143,7 +146,7 @@ func (v *vendor) data() {
 // settle lets everything go well until nothing is left to do, or for as long as
 // anything lasts while there is trading.
 func (v *vendor) settle() {
-	end := v.now.Add(5 * time.Minute)
+	end := v.now.Add(stolenMost + stolenMost/jitterShare + time.Minute)
 	for range 10_000 {
 		switch {
 		case v.closing:
@@ -187,9 +190,10 @@ func TestSession(t *testing.T) {
 	causes := []Cause{CauseSlow, CauseClosed, CauseEOF, CauseError, CauseTimeout}
 	rapid.Check(t, func(t *rapid.T) {
 		hours := rapid.SampledFrom([]calendar.Hours{calendar.Never, calendar.Always, intervals}).Draw(t, "hours")
+		limit := rapid.SampledFrom([]Limit{{KickOldest, ghostTimeout}, {RejectNewest, ghostTimeout}}).Draw(t, "limit")
 		canaries := rapid.SampledFrom([][]string{nil, {"T.C"}}).Draw(t, "canaries")
-		v := &vendor{t: t, hours: hours, now: t0, holding: true, problems: map[string]bool{}}
-		v.session = NewSession(v, func() float64 { return rapid.Float64Range(0, 0.999).Draw(t, "random") }, hours, canaries)
+		v := &vendor{t: t, hours: hours, now: t0, holding: true, proven: true, problems: map[string]bool{}}
+		v.session = NewSession(v, func() float64 { return rapid.Float64Range(0, 0.999).Draw(t, "random") }, hours, canaries, limit)
 		wanted := map[string]bool{}
 		v.session.Start(v.now, nil)
 		topic := rapid.SampledFrom(topics)
@@ -241,6 +245,10 @@ func TestSession(t *testing.T) {
 				}
 				v.session.Status(v.now, rapid.SampledFrom([]string{"max_connections", "auth_failed", "auth_timeout"}).Draw(t, "status"), "")
 			},
+			"proof": func(t *rapid.T) {
+				v.proven = rapid.Bool().Draw(t, "proven")
+				v.session.Proof(v.now, v.proven)
+			},
 			"hold full": func(t *rapid.T) { v.session.HoldFull(v.now) },
 			"data": func(t *rapid.T) {
 				if !v.connected {
@@ -262,6 +270,8 @@ func TestSession(t *testing.T) {
 				v.session.Tick(v.now)
 			},
 			"settle": func(t *rapid.T) {
+				v.proven = true
+				v.session.Proof(v.now, true)
 				v.settle()
 				v.must(v.state == StateLive, "not live")
 				v.must(!v.holding, "events are held")

@@ -14,6 +14,7 @@ import (
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/fanout/internal/leader"
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
+	"github.com/cutemarkets/relay/services/internal/lease"
 	"github.com/cutemarkets/relay/services/internal/secret"
 )
 
@@ -32,6 +33,7 @@ const (
 type run struct {
 	// Static after construction.
 	upstream *Upstream
+	proof    *lease.Proof
 	client   *http.Client
 	wake     chan struct{} // holds a token while the loop has something to do; never closed
 
@@ -64,11 +66,11 @@ type note struct {
 	attrs []slog.Attr
 }
 
-func newRun(u *Upstream, client *http.Client) *run {
-	r := &run{upstream: u, client: client, wake: make(chan struct{}, 1), holding: true}
-	r.session = NewSession(r, rand.Float64, u.config.Hours, u.config.Canaries)
+func newRun(u *Upstream, proof *lease.Proof, client *http.Client) *run {
+	r := &run{upstream: u, proof: proof, client: client, wake: make(chan struct{}, 1), holding: true}
+	r.session = NewSession(r, rand.Float64, u.config.Hours, u.config.Canaries, u.config.Limit)
 	for prefix, slots := range u.config.Slots {
-		r.session.Limit(prefix, slots)
+		r.session.LimitTopics(prefix, slots)
 	}
 	for _, prefix := range u.config.Firehose {
 		r.session.Firehose(prefix)
@@ -87,6 +89,8 @@ func (r *run) lead(ctx context.Context, l leader.Leadership) {
 	defer timer.Stop()
 	done := ctx.Done()
 	for {
+		changed := r.proof.Changed()
+		r.input(func(time.Time) {})
 		deadline, over := r.attend(ctx)
 		if over {
 			break
@@ -102,6 +106,7 @@ func (r *run) lead(ctx context.Context, l leader.Leadership) {
 		case <-timer.C:
 			r.input(r.session.Tick)
 		case <-r.wake:
+		case <-changed:
 		case <-r.socketEnded():
 			r.hangUp()
 		case <-market.Changed():
@@ -146,11 +151,13 @@ func (r *run) attend(ctx context.Context) (deadline time.Time, over bool) {
 	}
 }
 
-// input gives the session an input.
+// input gives the session an input, and first the state of the proof: it may be
+// older than the event that the loop has yet to see.
 func (r *run) input(f func(now time.Time)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.now = time.Now()
+	r.session.Proof(r.now, r.proof.Proven())
 	f(r.now)
 	r.upstream.router.Unacknowledged(r.session.Unacknowledged())
 	r.upstream.silenceLimit.Store(int64(r.session.SilenceLimit()))
@@ -329,6 +336,7 @@ func (r *run) statusLocked(raw []byte) {
 	if status != "success" && status != "connected" && status != "auth_success" {
 		r.noteLocked(slog.LevelWarn, "vendor status", slog.String("status", cut(status)), slog.String("message", cut(message)))
 	}
+	r.session.Proof(r.now, r.proof.Proven())
 	r.session.Status(r.now, status, message)
 	r.upstream.router.Unacknowledged(r.session.Unacknowledged())
 	r.signal()
@@ -368,6 +376,13 @@ func (r *run) noteLocked(level slog.Level, text string, attrs ...slog.Attr) {
 		r.notes = append(r.notes, note{level, text, attrs})
 		r.signal()
 	}
+}
+
+// stateAdvice says what to do where a state is not for relay alone to leave.
+var stateAdvice = map[State]string{
+	StateStolen:   "something else uses the vendor's key or account: find it and stop it, or get relay a key of its own; does the vendor limit connections as --upstream-on-limit says?",
+	StateWaiting:  "nothing yet: the vendor still counts a connection that has ended, or another program's; it is tried again until --upstream-ghost-timeout, and then told as stolen",
+	StateUnproven: "see to the lease store: without its word that this process leads, the vendor is not dialed",
 }
 
 // The methods of Host. mu is held.
@@ -430,7 +445,15 @@ func (r *run) State(state State, downSince time.Time) {
 	if !downSince.IsZero() {
 		attrs = append(attrs, slog.Time("down_since", downSince))
 	}
-	r.noteLocked(slog.LevelInfo, "upstream state", attrs...)
+	level := slog.LevelInfo
+	if advice, ok := stateAdvice[state]; ok {
+		level = slog.LevelWarn
+		if state == StateStolen {
+			level = slog.LevelError
+		}
+		attrs = append(attrs, slog.String("advice", advice))
+	}
+	r.noteLocked(level, "upstream state", attrs...)
 }
 
 // Stalled implements Host.

@@ -22,64 +22,9 @@ const (
 	backoffMost   = 30 * time.Second       // greatest wait
 	backoffReset  = 60 * time.Second       // of data, after which waits start anew
 	refusedWait   = 60 * time.Second       // after auth_failed
-	kickedWait    = 60 * time.Second       // after max_connections
 	lossAllowance = 500 * time.Millisecond // events of this long may be missing before a close
 	faultEvery    = time.Second            // between two gaps that malformed frames made
 )
-
-// State is what a session is doing, for metrics and logs.
-type State uint8
-
-// The states.
-const (
-	StateStandby    State = iota // there is no session
-	StateConnecting              // no events, or not complete ones
-	StateLive                    // authenticated and subscribed
-	StateRefused                 // auth_failed: retried slowly
-	StateKicked                  // max_connections: cooling down
-)
-
-// String is for logs.
-func (s State) String() string {
-	return [...]string{"standby", "connecting", "live", "refused", "kicked"}[s]
-}
-
-// Cause is why a connection ended or did not come about.
-type Cause uint8
-
-// The causes.
-const (
-	CauseNone     Cause = iota
-	CauseDial           // no connection, or no WebSocket
-	CauseKey            // the key file could not be read
-	CauseRejected       // auth_failed
-	CauseKicked         // max_connections
-	CauseSlow           // close 1008 of the vendor, which gives no reason
-	CauseClosed         // any other close frame of the vendor
-	CauseEOF            // end of the connection without a close frame
-	CauseError          // reset, or a broken frame
-	CauseTimeout        // no answer, or no pong
-	CauseStalled        // pongs, but no events where they were to be expected
-	CauseStopped        // we do not lead any more
-	causeEnd
-)
-
-var causeNames = [causeEnd]string{
-	"none", "dial", "key", "rejected", "kicked", "slow", "closed", "eof", "error", "timeout", "stalled", "stopped",
-}
-
-// String is the metric label.
-func (c Cause) String() string { return causeNames[c] }
-
-// Intact reports whether the connection carried everything up to its end, so
-// that silence before it was silence of the market.
-func (c Cause) intact() bool {
-	switch c {
-	case CauseError, CauseTimeout, CauseSlow: // what waited for us at the vendor is lost
-		return false
-	}
-	return true
-}
 
 // Host is what a session asks of its runner. Calls come from inside the
 // session's methods; none blocks or calls back.
@@ -132,6 +77,10 @@ const (
 // ends a connection that has fallen silent (see watch). Not safe for concurrent
 // use.
 //
+// Leadership may be held without proof: then a connection that is authenticated
+// goes on, but nothing is dialed and no key is sent, for with it the vendor may cut
+// off another leader.
+//
 // A gap begins before the last sign of life, or before the loss if the connection
 // was intact until its end: by half a second and by as much as the last event
 // was late, for what was behind it is as old. It ends, and events
@@ -139,7 +88,8 @@ const (
 // when half a second has passed without an acknowledgement, three seconds after
 // they were sent at the latest; that of a stall not before an event has come, or
 // trading has ended. One that comes later makes a gap of its own, and
-// so does a malformed frame, once a second at most.
+// so does a malformed frame, once a second at most. Before the session has been
+// live there is nothing to miss: edges tell of the gap between two epochs.
 type Session struct {
 	// Static after construction.
 	host   Host
@@ -149,10 +99,12 @@ type Session struct {
 	phase     phase
 	state     State
 	stopping  bool
+	proven    bool      // that we lead
 	until     time.Time // end of phaseWaiting, phaseGreeting or phaseSigning
 	settle    time.Time // phaseOpen, not live: when to go live unless an ack comes
 	settleEnd time.Time // phaseOpen, not live: when to go live at the latest
 	live      bool
+	wasLive   bool // once, at least
 	liveSince time.Time
 	lastAlive time.Time     // last frame or pong of the connection
 	beforeIt  time.Time     // last frame or pong before lastAlive
@@ -160,22 +112,27 @@ type Session struct {
 	lag       time.Duration // of that event, from the vendor's clock to ours
 	downSince time.Time     // begin of the gap to tell; zero: none
 	toldDown  time.Time     // what the host knows of downSince
-	cause     Cause         // phaseClosing: why
+	cause     Cause         // phaseClosing: why; phaseWaiting: after what
 	attempts  uint          // since the last reset
 	lateSince time.Time     // when the connection went live without all acks; zero: with all
 	lateAcked bool          // such an ack has come, and its gap has not been told
 	faultFrom time.Time     // begin of the gap that malformed frames made, not told yet; zero: none
 	faultTold time.Time     // when one was told last
 	look      time.Time     // phaseOpen: when to look for a stall next
+	place     place
 	watch     watch
 	topics    topics
 }
 
-// NewSession makes the session of an epoch. random gives numbers in [0,1).
+// NewSession makes the session of an epoch, which begins with proof. random gives
+// numbers in [0,1).
 // Canaries are topics that are never silent in regular trading: the session
 // subscribes them for itself.
-func NewSession(host Host, random func() float64, hours calendar.Hours, canaries []string) *Session {
-	s := &Session{host: host, random: random, topics: newTopics(), watch: watch{hours: hours}}
+func NewSession(host Host, random func() float64, hours calendar.Hours, canaries []string, limit Limit) *Session {
+	s := &Session{
+		host: host, random: random, proven: true,
+		place: place{limit: limit}, topics: newTopics(), watch: watch{hours: hours},
+	}
 	for _, name := range canaries {
 		t := s.topics.topic(name)
 		t.canary = true
@@ -209,16 +166,38 @@ func (s *Session) Stop(now time.Time) {
 // Stopped reports whether the session is over and has no connection.
 func (s *Session) Stopped() bool { return s.phase == phaseStopped }
 
+// Proof tells whether it is proven that we lead. It comes before any other input
+// that finds it changed.
+func (s *Session) Proof(now time.Time, proven bool) {
+	if proven == s.proven {
+		return
+	}
+	s.proven = proven
+	switch s.phase {
+	case phaseWaiting:
+		if proven && (!s.cause.binding() || !now.Before(s.until)) {
+			s.dial()
+		}
+	case phaseGreeting, phaseSigning:
+		if !proven {
+			s.close(now, CauseUnproven)
+		}
+	}
+}
+
 // Dialed answers Host.Dial.
 func (s *Session) Dialed(now time.Time) {
 	s.must(phaseDialing)
 	s.lastAlive, s.lastData = now, time.Time{}
-	if s.stopping {
+	switch {
+	case s.stopping:
 		s.close(now, CauseStopped)
-		return
+	case !s.proven:
+		s.close(now, CauseUnproven)
+	default:
+		s.phase = phaseGreeting
+		s.until = now.Add(greetingWait)
 	}
-	s.phase = phaseGreeting
-	s.until = now.Add(greetingWait)
 }
 
 // DialFailed answers Host.Dial.
@@ -234,7 +213,7 @@ func (s *Session) Closed(now time.Time, cause Cause) {
 	case phaseClosing:
 		cause = s.cause
 	case phaseGreeting, phaseSigning, phaseOpen:
-		s.lose(now, cause)
+		cause = s.lose(now, cause)
 	default:
 		panic("upstream: a connection ended that was not there")
 	}
@@ -251,7 +230,7 @@ func (s *Session) Frame(now time.Time, data bool, lag time.Duration) {
 		}
 		s.lastData, s.lag = now, lag
 		s.watch.event(now)
-		if s.watch.stalls > 0 { // it may have been what the end of a gap waits for
+		if !s.live { // it may be what the end of a gap waits for
 			s.goLive(now, !now.Before(s.settle))
 		}
 	}
@@ -361,11 +340,15 @@ func (s *Session) Deadline() time.Time {
 		}
 	}
 	switch s.phase {
-	case phaseWaiting, phaseGreeting, phaseSigning:
+	case phaseWaiting:
+		if s.state != StateUnproven {
+			sooner(s.until)
+		}
+	case phaseGreeting, phaseSigning:
 		sooner(s.until)
 	case phaseOpen:
 		if !s.live && !s.mute() {
-			sooner(s.settle)
+			sooner(s.liveBy())
 		}
 		if s.live && !s.faultFrom.IsZero() {
 			sooner(s.faultDue())
@@ -411,7 +394,13 @@ func (s *Session) must(p phase) {
 	}
 }
 
+// dial connects if we are known to lead; else Proof does it.
 func (s *Session) dial() {
+	if !s.proven {
+		s.phase = phaseWaiting
+		s.setState(StateUnproven)
+		return
+	}
 	s.phase = phaseDialing
 	s.setState(StateConnecting)
 	s.host.Dial()
@@ -420,6 +409,7 @@ func (s *Session) dial() {
 // open begins to subscribe everything that is wanted.
 func (s *Session) open(now time.Time) {
 	s.phase = phaseOpen
+	s.place.openedAt, s.place.admitBy = now, now.Add(admitWait)
 	s.settle, s.settleEnd = now.Add(settleWait), now.Add(ackWait)
 	s.look = now.Add(lookEvery)
 	s.watch.turn(now)
@@ -431,10 +421,10 @@ func (s *Session) open(now time.Time) {
 
 // goLive ends the gap once all subscriptions are acknowledged, or at once.
 func (s *Session) goLive(now time.Time, atOnce bool) {
-	if s.phase != phaseOpen || s.live || s.mute() || s.topics.unacked > 0 && !atOnce {
+	if s.phase != phaseOpen || s.live || s.awaitsAdmission(now) || s.mute() || s.topics.unacked > 0 && !atOnce {
 		return
 	}
-	s.live, s.liveSince = true, now
+	s.live, s.wasLive, s.liveSince = true, true, now
 	s.watch.resume(now)
 	s.lateSince = time.Time{}
 	if s.topics.unacked > 0 {
@@ -455,15 +445,15 @@ func (s *Session) goLive(now time.Time, atOnce bool) {
 
 // close ends the connection from our side.
 func (s *Session) close(now time.Time, cause Cause) {
-	s.lose(now, cause)
+	s.cause = s.lose(now, cause)
 	s.phase = phaseClosing
-	s.cause = cause
 	s.host.Close()
 }
 
-// lose notes that no event comes any more: the gap begins unless one lasts.
-func (s *Session) lose(now time.Time, cause Cause) {
-	if s.phase == phaseOpen && s.downSince.IsZero() {
+// lose notes that no event comes any more: the gap begins unless one lasts. It
+// returns the cause, judged closer.
+func (s *Session) lose(now time.Time, cause Cause) Cause {
+	if s.phase == phaseOpen && s.wasLive && s.downSince.IsZero() {
 		switch {
 		case cause == CauseStalled:
 			s.downSince = s.complete(s.silentSince())
@@ -472,23 +462,50 @@ func (s *Session) lose(now time.Time, cause Cause) {
 		default:
 			s.downSince = s.complete(s.lastAlive)
 		}
+		if s.lateMissing() {
+			s.downSince = earlier(s.downSince, s.lateSince)
+		}
 		if s.live {
 			s.host.Hold()
 		}
 	}
-	if s.live && s.lastData.Sub(s.liveSince) >= backoffReset {
-		s.attempts = 0
+	s.lived(now)
+	if cause == CauseKicked {
+		cause = s.overLimit(now)
 	}
 	s.live, s.lateAcked, s.faultFrom = false, false, time.Time{}
 	s.topics.forget()
-	switch cause {
-	case CauseRejected:
-		s.setState(StateRefused)
-	case CauseKicked:
-		s.setState(StateKicked)
-	default:
-		s.setState(StateConnecting)
+	s.setState(s.stateAfter(cause))
+	return cause
+}
+
+// lateMissing reports whether topics were not acknowledged when the connection
+// went live, and still are not, or have been without their gap being told.
+func (s *Session) lateMissing() bool {
+	if !s.live || s.lateAcked {
+		return s.live
 	}
+	for _, t := range s.topics.byName {
+		if t.late && t.phase == topicPending {
+			return true
+		}
+	}
+	return false
+}
+
+// stateAfter is the state until the next dial.
+func (s *Session) stateAfter(cause Cause) State {
+	switch {
+	case cause == CauseRejected:
+		return StateRefused
+	case cause == CauseStolen:
+		return StateStolen
+	case cause == CauseOccupied:
+		return StateWaiting
+	case s.proven || s.stopping:
+		return StateConnecting
+	}
+	return StateUnproven
 }
 
 // complete is until when all events have come if nothing was lost up to t.
@@ -501,17 +518,20 @@ func (s *Session) ended(now time.Time, cause Cause) {
 		s.phase = phaseStopped
 		return
 	}
-	s.phase = phaseWaiting
-	switch cause {
-	case CauseRejected:
+	s.phase, s.cause = phaseWaiting, cause
+	switch {
+	case cause == CauseRejected:
 		s.until = now.Add(refusedWait)
-	case CauseKicked:
-		s.until = now.Add(kickedWait)
-	case CauseStalled: // it is the next stall that is waited for longer
+	case cause == CauseStolen, cause == CauseOccupied:
+		s.until = now.Add(s.place.wait)
+	case cause == CauseStalled: // it is the next stall that is waited for longer
+		s.until = now
+	case cause == CauseKicked, cause == CauseUnproven, !s.proven: // it is proof that is waited for
 		s.until = now
 	default:
 		s.until = now.Add(s.backoff())
 	}
+	s.setState(s.stateAfter(cause))
 }
 
 // backoff is exponential with full jitter.
@@ -532,6 +552,13 @@ func (s *Session) setState(state State) {
 
 func earlier(a, b time.Time) time.Time {
 	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
 		return a
 	}
 	return b

@@ -65,7 +65,7 @@ type script struct {
 
 func newScript(t *testing.T) *script {
 	s := &script{T: t, host: &recorder{}, now: t0, random: 0.5}
-	s.session = NewSession(s.host, func() float64 { return s.random }, calendar.Never, nil)
+	s.session = NewSession(s.host, func() float64 { return s.random }, calendar.Never, nil, Limit{KickOldest, ghostTimeout})
 	return s
 }
 
@@ -324,13 +324,18 @@ func TestOneGapPerOutage(t *testing.T) {
 	s.expect("gap -500ms "+s.now.Sub(t0).String(), "release", "state live")
 }
 
-// TestLossBeforeLive: events can have come since the first subscribe.
+// TestLossBeforeLive: no edge has heard of the epoch, so there is nothing to miss.
 func TestLossBeforeLive(t *testing.T) {
 	s := newScript(t)
 	s.open("T.A")
 	s.expect("subscribe T.A")
 	s.lose(CauseClosed)
-	s.expect("state connecting since -500ms", "lost closed")
+	s.expect("lost closed")
+	s.pass(backoffFirst)
+	s.expect("dial")
+	s.login()
+	s.ack("T.A")
+	s.expect("subscribe T.A", "release", "state live")
 }
 
 // TestLateAck: events flow though a topic is not acknowledged; when it is, what
@@ -355,6 +360,37 @@ func TestLateAck(t *testing.T) {
 	s.expect("gap 900ms 1.9s")
 	s.session.Events(s.now)
 	s.expect()
+}
+
+// TestLossWithLateAcks: what topics have missed that the vendor had not acknowledged
+// is part of the gap of a loss; but not of those that it never does.
+func TestLossWithLateAcks(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		then func(s *script)
+		from time.Duration // before the loss
+	}{
+		{"not acknowledged yet", func(*script) {}, 2 * time.Second},
+		{"acknowledged, not told", func(s *script) { s.ack("T.B") }, 2 * time.Second},
+		{"acknowledged and told", func(s *script) {
+			s.ack("T.B")
+			s.session.Events(s.now)
+		}, lossAllowance},
+		{"never acknowledged", func(s *script) { s.pass(time.Hour) }, lossAllowance},
+	} {
+		s := newScript(t)
+		s.open("T.A", "T.B")
+		s.ack("T.A")
+		s.pass(settleWait)
+		s.expect("subscribe T.A,T.B", "release", "state live")
+		s.pass(2 * time.Second)
+		tt.then(s)
+		s.host.said = nil
+		s.lose(CauseClosed)
+		if got := s.now.Sub(s.session.downSince); got != tt.from {
+			t.Errorf("%s: the gap begins %v before the loss, want %v", tt.name, got, tt.from)
+		}
+	}
 }
 
 // TestSettleEnds: acks that drip in do not hold events back for ever.
@@ -422,7 +458,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"auth_failed", "authentication failed", "refused", CauseRejected, refusedWait},
 		{"auth_failed", "Your plan doesn't include websocket access.", "refused", CauseRejected, refusedWait},
-		{"max_connections", "Maximum number of websocket connections exceeded. ", "kicked", CauseKicked, kickedWait},
+		{"max_connections", "Maximum number of websocket connections exceeded. ", "stolen", CauseStolen, stolenFirst * 11 / 10},
 	} {
 		s := newScript(t)
 		s.session.Start(s.now, []string{"T.A"})
@@ -439,24 +475,6 @@ func TestRefusals(t *testing.T) {
 		s.expect()
 		s.pass(1)
 		s.expect("state connecting", "dial")
-	}
-}
-
-// TestKickedAfterSubscribe: the vendor refuses after a normal beginning, which
-// must not reset anything.
-func TestKickedAfterSubscribe(t *testing.T) {
-	s := newScript(t)
-	s.open("T.A")
-	for range 3 {
-		s.ack("T.A")
-		s.status("max_connections", "")
-		s.lose(CauseSlow)
-		s.host.said = nil
-		s.pass(kickedWait - 1)
-		s.expect()
-		s.pass(1)
-		s.expect(fmt.Sprintf("state connecting since %v", s.session.downSince.Sub(t0)), "dial")
-		s.login()
 	}
 }
 
@@ -629,7 +647,7 @@ func TestStop(t *testing.T) {
 		{"dialing, then failed", func(*script) {}, func(s *script) { s.session.DialFailed(s.now, CauseStopped) }, []string{"lost stopped"}},
 		{"waiting", func(s *script) { s.session.DialFailed(s.now, CauseDial) }, func(*script) {}, nil},
 		{"live", func(s *script) { s.login() }, func(s *script) { s.session.Closed(s.now, CauseNone) }, []string{"hold", "state connecting since -500ms", "close", "lost stopped"}},
-		{"closing", func(s *script) { s.login(); s.status("max_connections", "") }, func(s *script) { s.session.Closed(s.now, CauseNone) }, []string{"lost kicked"}},
+		{"closing", func(s *script) { s.login(); s.status("max_connections", "") }, func(s *script) { s.session.Closed(s.now, CauseNone) }, []string{"lost stolen"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newScript(t)

@@ -16,7 +16,7 @@ import (
 
 func TestSlots(t *testing.T) {
 	s := newScript(t)
-	s.session.Limit("Q", 2)
+	s.session.LimitTopics("Q", 2)
 	s.open("Q.A", "T.A")
 	s.ack("Q.A", "T.A")
 	s.host.said = nil
@@ -97,8 +97,8 @@ func TestSlotsProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &counter{t: t, subscribed: map[string]bool{}, refused: map[string]bool{}}
 		now := t0
-		s := NewSession(c, func() float64 { return 0 }, calendar.Never, nil)
-		s.Limit("Q", 3)
+		s := NewSession(c, func() float64 { return 0 }, calendar.Never, nil, Limit{})
+		s.LimitTopics("Q", 3)
 		connect := func() {
 			s.Dialed(now)
 			s.Status(now, "connected", "")

@@ -26,7 +26,7 @@ func FuzzStatus(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
 		events, _ := router.Split([]byte("["+string(content)+"]"), nil)
-		s := NewSession(&recorder{}, func() float64 { return 0 }, calendar.Never, nil)
+		s := NewSession(&recorder{}, func() float64 { return 0 }, calendar.Never, nil, Limit{})
 		s.Start(t0, []string{"T.A", "Q.A"})
 		s.Dialed(t0)
 		s.Status(t0, "connected", "")

@@ -161,10 +161,10 @@ func (ts *topics) kind(prefix string) *kind {
 	return k
 }
 
-// Limit bounds the topics of a prefix, its wildcard left out, that are subscribed
+// LimitTopics bounds the topics of a prefix, its wildcard left out, that are subscribed
 // at a time. What is wanted beyond is refused (TOPIC_PROBLEM_NO_SLOT), for good: it
 // must be removed and added to be tried again. It comes before Start.
-func (s *Session) Limit(prefix string, slots int) { s.topics.kind(prefix).slots = slots }
+func (s *Session) LimitTopics(prefix string, slots int) { s.topics.kind(prefix).slots = slots }
 
 // SlotsUsed is how many of a prefix's slots are taken.
 func (s *Session) SlotsUsed(prefix string) int { return s.topics.kind(prefix).used }

@@ -63,6 +63,7 @@ type Config struct {
 	Canaries []string       // topics that are never silent in regular trading
 	Slots    map[string]int // how many exact topics the vendor serves, by prefix; none: as many as wanted
 	Firehose []string       // prefixes whose wildcard is always subscribed
+	Limit    Limit          // of connections
 }
 
 // times are the waits of the socket.
@@ -99,11 +100,12 @@ func New(c Config, r *router.Router, log *slog.Logger) *Upstream {
 }
 
 // Run leads the market: it holds the vendor's feed until ctx ends, and returns
-// when the socket is closed. It has the form of leader.Work.
+// when the socket is closed. While leadership is not proven it keeps the socket
+// it has, and makes none. It has the form of leader.Work.
 func (u *Upstream) Run(ctx context.Context, l leader.Leadership) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	defer transport.CloseIdleConnections()
-	r := newRun(u, &http.Client{
+	r := newRun(u, l.Proof, &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	})
@@ -123,7 +125,7 @@ func (u *Upstream) Run(ctx context.Context, l leader.Leadership) error {
 // Observe registers the metrics of upstreams.
 func Observe(meter metric.Meter, upstreams []*Upstream) error {
 	state, err1 := meter.Int64ObservableGauge("relay_fanout_upstream_state",
-		metric.WithDescription("0 standby, 1 connecting, 2 live, 3 refused (auth_failed), 4 kicked (max_connections)."))
+		metric.WithDescription("0 standby, 1 connecting, 2 live, 3 refused (auth_failed), 4 stolen (a stranger uses the key), 5 waiting (for the vendor to free our place), 6 unproven (would connect, but for proof of its lease)."))
 	last, err2 := meter.Float64ObservableGauge("relay_fanout_upstream_last_message_timestamp_seconds",
 		metric.WithDescription("When the last frame of the upstream came, in Unix time; 0: none yet."))
 	lost, err3 := meter.Int64ObservableCounter("relay_fanout_upstream_disconnects_total",

@@ -170,6 +170,7 @@ type fixture struct {
 	edge     *router.Edge
 	upstream *Upstream
 	log      *lockedBuffer
+	proof    *lease.Proof
 	keyFile  string
 	cancel   context.CancelFunc
 	returned chan struct{}
@@ -216,6 +217,7 @@ func start(t *testing.T, adjust func(*times), topics ...string) *fixture {
 		vendorServer: newVendorServer(t),
 		router:       router.New("stocks", 32<<20, router.RingBounds{}),
 		log:          &lockedBuffer{written: make(chan struct{}, 1)},
+		proof:        lease.NewProof(),
 		keyFile:      filepath.Join(t.TempDir(), "key"),
 		returned:     make(chan struct{}),
 	}
@@ -232,7 +234,7 @@ func start(t *testing.T, adjust func(*times), topics ...string) *fixture {
 	f.cancel = cancel
 	go func() {
 		defer close(f.returned)
-		if err := f.upstream.Run(ctx, leader.Leadership{Epoch: leader.Epoch{Generation: 1, Term: 1}, Proof: lease.NewProof()}); err != nil {
+		if err := f.upstream.Run(ctx, leader.Leadership{Epoch: leader.Epoch{Generation: 1, Term: 1}, Proof: f.proof}); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -418,17 +420,58 @@ func TestHoldIsBounded(t *testing.T) {
 	close(p.over)
 }
 
-func TestKicked(t *testing.T) {
+func TestStolen(t *testing.T) {
 	f := start(t, nil)
 	p := f.login()
 	f.expectState(live)
 	p.status("max_connections", "Maximum number of websocket connections exceeded. ")
 	p.expectClose(websocket.StatusNormalClosure)
 	f.expectState(down)
-	f.log.await(t, "cause=kicked")
-	if got := State(f.upstream.state.Load()); got != StateKicked {
+	f.log.await(t, "cause=stolen")
+	f.log.await(t, `level=ERROR msg="upstream state" component=upstream market=stocks state=stolen`)
+	f.log.await(t, "--upstream-on-limit")
+	if got := State(f.upstream.state.Load()); got != StateStolen {
 		t.Errorf("state %v", got)
 	}
+}
+
+// TestDoubtKeepsTheSocket: without proof the socket that is there serves on; when it
+// ends there is no other until proof is back, and then at once.
+func TestDoubtKeepsTheSocket(t *testing.T) {
+	f := start(t, nil, "T.A")
+	p := f.login()
+	p.expect("subscribe", "T.A")
+	p.ack("T.A")
+	f.expectState(live)
+	f.proof.Set(false)
+	p.send("[" + trade(1) + "]")
+	f.expectEvents(trade(1))
+	p.close(websocket.StatusGoingAway)
+	f.expectState(down)
+	f.log.await(t, "state=unproven")
+	select {
+	case <-f.peers:
+		t.Fatal("dialed without proof")
+	case <-time.After(2 * backoffFirst):
+	}
+	f.proof.Set(true)
+	p = f.login()
+	p.expect("subscribe", "T.A")
+	close(p.over)
+}
+
+// TestNoKeyInDoubt: a connection whose greeting comes too late for the proof is
+// closed, and the key not sent.
+func TestNoKeyInDoubt(t *testing.T) {
+	f := start(t, nil)
+	p := f.next()
+	f.proof.Set(false)
+	f.log.await(t, "state=unproven")
+	_ = p.conn.Write(t.Context(), websocket.MessageText, []byte(`[{"ev":"status","status":"connected","message":""}]`))
+	p.expectClose(websocket.StatusNormalClosure)
+	f.log.await(t, "cause=unproven")
+	f.proof.Set(true)
+	close(f.login().over)
 }
 
 // TestEventsAfterRefusal: what follows a refusal is not of a connection that is

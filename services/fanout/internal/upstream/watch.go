@@ -146,9 +146,10 @@ func (s *Session) mute() bool {
 	return s.watch.stalls > 0 && s.lastData.IsZero() && s.watch.open() && len(s.topics.byName) > 0
 }
 
-// SilenceLimit is the silence that counts as a stall now; 0: none does.
+// SilenceLimit is the silence that counts as a stall now; 0: none does. Without
+// proof of leadership none does: a connection that is left cannot be had again.
 func (s *Session) SilenceLimit() time.Duration {
-	if s.phase != phaseOpen || !s.live && !s.mute() || len(s.topics.byName) == 0 {
+	if !s.proven || s.phase != phaseOpen || !s.live && !s.mute() || len(s.topics.byName) == 0 {
 		return 0
 	}
 	return s.watch.limit(s.topics.canaryServed(), !s.lastData.IsZero())

@@ -13,7 +13,7 @@ import (
 // watching is a script of a session that is live and watches.
 func watching(t *testing.T, hours calendar.Hours, canaries []string, interest ...string) *script {
 	s := newScript(t)
-	s.session = NewSession(s.host, func() float64 { return s.random }, hours, canaries)
+	s.session = NewSession(s.host, func() float64 { return s.random }, hours, canaries, Limit{KickOldest, ghostTimeout})
 	s.open(interest...)
 	s.ack(interest...)
 	if s.session.state != StateLive {
@@ -253,7 +253,7 @@ func TestNobodyIsInterested(t *testing.T) {
 // opening on, and is subscribed beside nothing.
 func TestCanary(t *testing.T) {
 	s := newScript(t)
-	s.session = NewSession(s.host, func() float64 { return s.random }, intervals, []string{"A.SPY"})
+	s.session = NewSession(s.host, func() float64 { return s.random }, intervals, []string{"A.SPY"}, Limit{KickOldest, ghostTimeout})
 	s.open("T.A")
 	s.expect("subscribe T.A")
 	s.ack("T.A")
