@@ -21,7 +21,7 @@ func TestEdgeStream(t *testing.T) {
 		away time.Duration
 	}{{"the stream of an edge is cut for 1 s", time.Second}, {"the stream of an edge is cut for 4 s", 4 * time.Second}} {
 		h.run(handoverRow{
-			name: row.name, kick: handoverOutcome{left: !resumes},
+			name: row.name,
 			fault: func(h *handover) {
 				h.links.turn("edge-0", h.leading, shut)
 				<-time.After(row.away)

@@ -17,7 +17,7 @@ const (
 	// wayCut is how long a way is cut.
 	wayCut = 15 * time.Second
 	// vendorBack is that, and the longest back-off after it.
-	vendorBack = wayCut + 32*time.Second
+	vendorBack = wayCut + 7*time.Second
 	// leasesAway is how long the store of the leases is down.
 	leasesAway = time.Minute
 	// ghostHold is how long the vendor counts a socket that has ended.
@@ -61,7 +61,7 @@ var handoverFaults = []handoverRow{
 	{
 		name: "kill -9 of the leader, and the vendor keeps its socket for 5 s", fault: (*handover).ghost,
 		kick:  handoverOutcome{changes: 1, gap: crashGap, kicks: 1, dials: true},
-		other: handoverOutcome{left: !knowsLimits, changes: 1, gap: crashGap + redial, kicks: 9, dials: true},
+		other: handoverOutcome{changes: 1, gap: crashGap + redial, kicks: 9, dials: true},
 	},
 	{
 		name: "kill -9 of the leader, which starts again at once", fault: (*handover).crash,
@@ -71,12 +71,12 @@ var handoverFaults = []handoverRow{
 	{
 		name: "SIGSTOP of the leader for 20 s", fault: (*handover).freeze,
 		kick:  handoverOutcome{changes: 1, gap: crashGap, kicks: 1, dials: true},
-		other: handoverOutcome{left: !knowsLimits, changes: 1, gap: leaderStopped + redial, kicks: 9, dials: true, loose: true}, // what waited for the stopped leader may come in the end
+		other: handoverOutcome{changes: 1, gap: leaderStopped + redial, kicks: 9, dials: true, loose: true}, // what waited for the stopped leader may come in the end
 	},
 	{
 		name: "leader cut off from the lease store for 15 s", fault: (*handover).cutLease,
 		kick:  handoverOutcome{changes: 1, gap: crashGap, kicks: 1, dials: true},
-		other: handoverOutcome{left: !holdsUnproven || !knowsLimits, changes: 1, gap: redial, kicks: 9, dials: true},
+		other: handoverOutcome{changes: 1, gap: redial, kicks: 9, dials: true},
 	},
 	{
 		name: "leader cut off from the vendor for 15 s", fault: (*handover).cutVendor,
@@ -90,12 +90,12 @@ var handoverFaults = []handoverRow{
 	},
 	{
 		name: "lease store down for 60 s", fault: (*handover).stopLeases,
-		kick:  handoverOutcome{left: !holdsUnproven},
-		other: handoverOutcome{left: !holdsUnproven},
+		kick:  handoverOutcome{},
+		other: handoverOutcome{},
 	},
 	{
 		name: "another program takes the vendor's socket for 5 s", fault: (*handover).steal,
-		kick:  handoverOutcome{left: !knowsLimits, gap: handoverMost, kicks: 1, dials: true},
+		kick:  handoverOutcome{gap: handoverMost, kicks: 1, dials: true},
 		other: handoverOutcome{kicks: 1, dials: true},
 	},
 }
@@ -174,7 +174,7 @@ var twoLeaders = handoverRow{
 // twoFeeds is for a vendor that lets both in: both publish every event.
 var twoFeeds = handoverRow{
 	name: "a second leader is forced, and the vendor lets both in", first: (*handover).alone, fault: (*handover).force,
-	kick: handoverOutcome{left: !dropsRepeated, changes: 1, gap: restream, sockets: 2, dials: true, loose: true},
+	kick: handoverOutcome{changes: 1, gap: restream, sockets: 2, dials: true, loose: true},
 }
 
 // alone leaves one leader, with the greatest epoch so far.

@@ -20,6 +20,7 @@ const (
 
 	backoffFirst  = 500 * time.Millisecond // greatest first wait before a dial
 	backoffMost   = 30 * time.Second       // greatest wait
+	absentMost    = 5 * time.Second        // greatest wait for a vendor that is not reached
 	backoffReset  = 60 * time.Second       // of data, after which waits start anew
 	refusedWait   = 60 * time.Second       // after auth_failed
 	lossAllowance = 500 * time.Millisecond // events of this long may be missing before a close
@@ -113,7 +114,8 @@ type Session struct {
 	downSince time.Time     // begin of the gap to tell; zero: none
 	toldDown  time.Time     // what the host knows of downSince
 	cause     Cause         // phaseClosing: why; phaseWaiting: after what
-	attempts  uint          // since the last reset
+	attempts  uint          // since the last reset, but for those that reached nobody
+	misses    uint          // attempts in a row that reached nobody
 	lateSince time.Time     // when the connection went live without all acks; zero: with all
 	lateAcked bool          // such an ack has come, and its gap has not been told
 	faultFrom time.Time     // begin of the gap that malformed frames made, not told yet; zero: none
@@ -188,6 +190,7 @@ func (s *Session) Proof(now time.Time, proven bool) {
 // Dialed answers Host.Dial.
 func (s *Session) Dialed(now time.Time) {
 	s.must(phaseDialing)
+	s.misses = 0
 	s.lastAlive, s.lastData = now, time.Time{}
 	switch {
 	case s.stopping:
@@ -528,16 +531,18 @@ func (s *Session) ended(now time.Time, cause Cause) {
 		s.until = now
 	case cause == CauseKicked, cause == CauseUnproven, !s.proven: // it is proof that is waited for
 		s.until = now
+	case cause == CauseDial: // costs nobody anything, and each second costs all clients
+		s.until = now.Add(s.backoff(&s.misses, absentMost))
 	default:
-		s.until = now.Add(s.backoff())
+		s.until = now.Add(s.backoff(&s.attempts, backoffMost))
 	}
 	s.setState(s.stateAfter(cause))
 }
 
 // backoff is exponential with full jitter.
-func (s *Session) backoff() time.Duration {
-	most := min(backoffFirst<<min(s.attempts, 10), backoffMost)
-	s.attempts++
+func (s *Session) backoff(attempts *uint, most time.Duration) time.Duration {
+	most = min(backoffFirst<<min(*attempts, 10), most)
+	*attempts++
 	return time.Duration(s.random() * float64(most))
 }
 

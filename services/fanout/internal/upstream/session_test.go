@@ -507,9 +507,20 @@ func TestBackoff(t *testing.T) {
 	s := newScript(t)
 	s.random = 1 - 1e-12
 	s.session.Start(s.now, nil)
-	for _, seconds := range []float64{0.5, 1, 2, 4, 8, 16, 30, 30} {
+	fail := map[Cause]func(){
+		CauseDial: func() { s.session.DialFailed(s.now, CauseDial) },
+		CauseEOF: func() {
+			s.session.Dialed(s.now)
+			s.session.Closed(s.now, CauseEOF)
+		},
+	}
+	for i, seconds := range []float64{0.5, 1, 2, 4, 5, 5, 0.5, 1, 2, 4, 8, 16, 30, 30} {
 		want := time.Duration(seconds * float64(time.Second))
-		s.session.DialFailed(s.now, CauseDial)
+		if i < 6 {
+			fail[CauseDial]()
+		} else {
+			fail[CauseEOF]()
+		}
 		if got := s.session.Deadline().Sub(s.now).Round(time.Millisecond); got != want {
 			t.Fatalf("waits %v, want %v", got, want)
 		}
