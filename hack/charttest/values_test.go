@@ -152,7 +152,7 @@ func TestRefusals(t *testing.T) {
 		"two Redis":          {"required", []string{"--set", "devRedis.enabled=true"}, []string{"choose one"}},
 		"password for none":  {"try", []string{"--set", "redis.existingSecret=x"}, []string{"goes with redis.address"}},
 		"user, no password":  {"required", []string{"--set", "redis.username=x"}, []string{"needs redis.existingSecret"}},
-		"lease times":        {"required", []string{"--set", "fanout.lease.duration=3"}, []string{"must be at least 5.5", "must be more than renewDeadline"}},
+		"lease times":        {"required", []string{"--set", "fanout.lease.duration=2"}, []string{"must be at least 3.5", "must be more than renewDeadline"}},
 		"lease flags":        {"required", []string{"--set", "fanout.extraArgs={--lease-duration=9s}"}, []string{"use fanout.lease,"}},
 		"leader flag":        {"required", []string{"--set", "fanout.extraArgs={--leader=redis}"}, []string{"use fanout.leader,"}},
 		"unknown leader":     {"required", []string{"--set", "fanout.leader=static"}, []string{"/fanout/leader"}},

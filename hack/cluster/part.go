@@ -160,7 +160,16 @@ func (p *part) awaitReady(ctx context.Context) error {
 		}
 	}()
 	if err := poll(ctx, ended, func() bool { return getJSON(ctx, p.ready, nil) == nil }); err != nil {
-		return fmt.Errorf("cluster: %s did not become ready (log: %s): %w", p.name, p.logFile, err)
+		return fmt.Errorf("cluster: %s did not become ready: %w; the end of its log (%s):\n%s", p.name, err, p.logFile, p.logEnd())
 	}
 	return nil
+}
+
+// logEnd is the last of the part's log, empty if it has none.
+func (p *part) logEnd() []byte {
+	text, err := os.ReadFile(p.logFile)
+	if err != nil {
+		return nil
+	}
+	return text[max(0, len(text)-2000):]
 }

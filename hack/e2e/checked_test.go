@@ -40,8 +40,8 @@ func startStage(t *testing.T, o cluster.Options, feedsimArgs ...string) *stage {
 	o.LogLevel = "info"
 	args := map[string][]string{
 		"feedsim": append([]string{"--truth=" + file, "--quiesced", "--stamp"}, feedsimArgs...),
-		"fanout":  append([]string{"--edge-queue-bytes=268435456"}, o.Args["fanout"]...),
-		"edge":    append([]string{"--queue-bytes=268435456"}, o.Args["edge"]...),
+		"fanout":  {"--edge-queue-bytes=268435456"},
+		"edge":    {"--queue-bytes=268435456"},
 	}
 	for part, more := range o.Args {
 		args[part] = append(args[part], more...)

@@ -73,9 +73,9 @@ type Options struct {
 	Leader             string        `name:"leader" enum:"kubernetes,redis,static,standby" default:"static" help:"Who holds the upstream of a market: kubernetes (the holder of the market's Lease; in a pod), redis (the holder of the market's lease in Redis), static (this process, for every market; there must be no other) or standby (never this process)."`
 	LeaseNamespace     string        `name:"lease-namespace" placeholder:"NAME" help:"Namespace of the Leases. Empty: that of the pod."`
 	LeaseName          string        `name:"lease-name" default:"relay-fanout" placeholder:"NAME" help:"The lease of a market is NAME-MARKET. With kubernetes it must exist; the service account needs get and update on it."`
-	LeaseDuration      time.Duration `name:"lease-duration" default:"8s" help:"How long a Lease that is not renewed binds the others, in whole seconds: a leader that dies is replaced after it and up to two looks. More than the renew deadline, and at least half of it, the retry period and 2s."`
-	LeaseRenewDeadline time.Duration `name:"lease-renew-deadline" default:"5s" help:"How long a leader renews at the retry period when renewals fail; then it tries at the pace of a standby, and leads on. A request may take half of it."`
-	LeaseRetryPeriod   time.Duration `name:"lease-retry-period" default:"1s" help:"Pause between renewals. A standby looks every 1 to 2.2 of them whether the Lease is free."`
+	LeaseDuration      time.Duration `name:"lease-duration" default:"4s" help:"How long a Lease that is not renewed binds the others, in whole seconds: a leader that dies is replaced after it and up to two looks. More than the renew deadline, and at least half of it, the retry period and 2s."`
+	LeaseRenewDeadline time.Duration `name:"lease-renew-deadline" default:"2s" help:"How long a leader renews at the retry period when renewals fail; then it tries at the pace of a standby, and leads on. A request may take half of it."`
+	LeaseRetryPeriod   time.Duration `name:"lease-retry-period" default:"500ms" help:"Pause between renewals. A standby looks every 1 to 2.2 of them whether the Lease is free."`
 
 	Redis      redisx.Options    `embed:""` // with leaderRedis alone
 	Operations ops.Options       `embed:""`
