@@ -679,7 +679,8 @@ type Heartbeat struct {
 	DownSince *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=down_since,json=downSince,proto3" json:"down_since,omitempty"`
 	// Nanoseconds since the last frame of the vendor; 0: none yet.
 	UpstreamAgeNs uint64 `protobuf:"varint,6,opt,name=upstream_age_ns,json=upstreamAgeNs,proto3" json:"upstream_age_ns,omitempty"`
-	// Leader only: when it was queued, by the leader's clock, in Unix nanoseconds.
+	// Leader only: when it was queued, by the leader's clock, in Unix nanoseconds,
+	// less the time for which the vendor's last event had been under way.
 	BuiltUnixNs   int64 `protobuf:"varint,7,opt,name=built_unix_ns,json=builtUnixNs,proto3" json:"built_unix_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -784,8 +785,9 @@ type Batch struct {
 	// Two topic ids per event: the exact topic's and the wildcard's; 0: none.
 	TopicIds []uint32 `protobuf:"varint,7,rep,packed,name=topic_ids,json=topicIds,proto3" json:"topic_ids,omitempty"`
 	// When the frame of its first event came from the vendor, by the leader's
-	// clock, in Unix nanoseconds. What is lost behind this batch was not there
-	// yet then, however long the batch has been under way.
+	// clock, in Unix nanoseconds, less the time for which the vendor's last event
+	// had been under way. What is lost behind this batch was not there yet then,
+	// however long the batch has been under way.
 	BuiltUnixNs   int64 `protobuf:"varint,8,opt,name=built_unix_ns,json=builtUnixNs,proto3" json:"built_unix_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -270,7 +270,7 @@ func (e *Edge) beginLocked() {
 	b := &m.batch
 	b.Epoch = e.router.epoch
 	b.FirstSequence = e.covered + 1
-	b.BuiltUnixNs = e.router.lastFrame.Load()
+	b.BuiltUnixNs = e.router.lastFrame.Load() - e.router.lateness.Load()
 	size, events := max(e.room[0], minBatch), max(e.room[1], 4)
 	b.Payload = make([]byte, 0, size)
 	numbers := make([]uint32, 4*events)
@@ -325,7 +325,7 @@ func (e *Edge) stateLocked(now time.Time) {
 		h.Epoch = r.epoch
 		h.Sequence = e.covered
 		h.Upstream = r.upstream
-		h.BuiltUnixNs = now.UnixNano()
+		h.BuiltUnixNs = now.UnixNano() - r.lateness.Load()
 		if !r.downSince.IsZero() {
 			h.DownSince = timestamppb.New(r.downSince)
 		}

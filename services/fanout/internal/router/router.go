@@ -35,6 +35,7 @@ type Router struct {
 	changed    chan struct{} // holds a token while the interest may have changed; never closed
 
 	lastFrame atomic.Int64 // unix nanoseconds of the last upstream frame; 0: none yet
+	lateness  atomic.Int64 // nanoseconds for which the last event was under way
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -120,6 +121,7 @@ func (r *Router) Lead(epoch leader.Epoch, now time.Time) (interest []string) {
 	r.ring.reset(1)
 	r.upstream, r.downSince = feedv1.UpstreamState_UPSTREAM_STATE_DOWN, time.Time{}
 	r.lastFrame.Store(0)
+	r.lateness.Store(0)
 	r.dirty = make(map[string]bool)
 	r.applying, r.unacked = false, 0
 	for _, p := range r.prefixes {
@@ -166,6 +168,10 @@ func (r *Router) Upstream(live bool, downSince, now time.Time) {
 
 // FrameSeen notes when the last frame of the upstream came.
 func (r *Router) FrameSeen(now time.Time) { r.lastFrame.Store(now.UnixNano()) }
+
+// Late notes for how long the last event had been under way. What is behind it is
+// as late, so messages to edges say that they were built by that much earlier.
+func (r *Router) Late(by time.Duration) { r.lateness.Store(int64(by)) }
 
 // Route gives each event its sequence number and appends it to the queue of
 // every edge with interest. It copies what it keeps. The process must lead.

@@ -151,9 +151,11 @@ func TestHeartbeatFields(t *testing.T) {
 	r.Lead(epoch1, t0)
 	e := attach(t, r, "e")
 	r.FrameSeen(t0)
+	r.Late(100 * time.Millisecond)
 	r.Upstream(false, t0.Add(-time.Second), t0.Add(time.Second))
 	h := e.Next(t0).GetHeartbeat()
-	if h.GetEpoch().GetGeneration() != 7 || h.GetEpoch().GetTerm() != 1 || !h.GetDownSince().AsTime().Equal(t0.Add(-time.Second)) || h.GetUpstreamAgeNs() != uint64(time.Second) {
+	if h.GetEpoch().GetGeneration() != 7 || h.GetEpoch().GetTerm() != 1 || !h.GetDownSince().AsTime().Equal(t0.Add(-time.Second)) || h.GetUpstreamAgeNs() != uint64(time.Second) ||
+		!time.Unix(0, h.GetBuiltUnixNs()).Equal(t0.Add(900*time.Millisecond)) {
 		t.Errorf("heartbeat %v", h)
 	}
 }

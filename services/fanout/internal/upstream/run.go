@@ -239,7 +239,6 @@ func (r *run) frame(message []byte) {
 	r.now = now
 	r.upstream.lastMessage.Store(now.UnixNano())
 	r.upstream.router.FrameSeen(now)
-
 	events, faults := router.Split(message, r.events[:0])
 	if faults.Any() {
 		r.malformedLocked(&faults)
@@ -254,7 +253,11 @@ func (r *run) frame(message []byte) {
 	if len(events) > 0 {
 		lag = lateness(events[len(events)-1].Raw, now)
 	}
-	r.session.Frame(now, len(events) > statuses, lag)
+	data := len(events) > statuses
+	if data {
+		r.upstream.router.Late(lag)
+	}
+	r.session.Frame(now, data, lag)
 	start := 0
 	for i := 0; statuses > 0; i++ {
 		if events[i].Status() {
