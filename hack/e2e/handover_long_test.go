@@ -126,9 +126,13 @@ func (h *handover) signal(part string, signal syscall.Signal) {
 }
 
 func (h *handover) cutLease() {
+	h.t.Helper()
 	h.links.turn(h.leading, "redis", cut)
 	<-time.After(wayCut)
 	h.links.turn(h.leading, "redis", whole)
+	h.within(redial, "it hears that another leads", func() bool {
+		return h.metric(h.leading, "relay_fanout_leader", stocks) == 0
+	})
 }
 
 func (h *handover) cutVendor() {
