@@ -74,6 +74,8 @@ func TestValidate(t *testing.T) {
 		"--topic-slots has \"o":              func(o *Options) { o.TopicSlots = []string{"options:Q"} },
 		"--topic-slots has \"options:Q:0":    func(o *Options) { o.TopicSlots = []string{"options:Q:0"} },
 		"--topic-slots has options:Q twice":  func(o *Options) { o.TopicSlots = []string{"options:Q:1", "options:Q:2"} },
+		"option is no market":                func(o *Options) { o.TopicSlots = []string{"option:Q:5"} },
+		"stock is no market":                 func(o *Options) { o.Firehose = []string{"stock:T"} },
 		"--firehose has \"T":                 func(o *Options) { o.Firehose = []string{"T"} },
 		"by the ticker":                      func(o *Options) { o.Firehose = []string{"options:Q"} },
 		"--leader is":                        func(o *Options) { o.Leader = "me" },

@@ -82,6 +82,9 @@ type Options struct {
 	Telemetry  telemetry.Options `embed:""`
 }
 
+// knownMarkets may be named though they are not relayed, as in defaults.
+var knownMarkets = []string{"stocks", "options"}
+
 // dnsLabel is what names of Leases and namespaces are made of (RFC 1123).
 var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
@@ -120,6 +123,16 @@ func (o Options) Validate() error {
 	}
 	slots, err := o.topicSlots()
 	check(err == nil, "%w", err)
+	for _, list := range []struct {
+		flag    string
+		entries []string
+	}{{"--canary-topics", o.CanaryTopics}, {"--topic-slots", o.TopicSlots}, {"--firehose", o.Firehose}, {"--upstream-on-limit", o.UpstreamOnLimit}} {
+		for _, entry := range list.entries {
+			market, _, named := strings.Cut(entry, ":")
+			check(!named || slices.Contains(o.Markets, market) || slices.Contains(knownMarkets, market),
+				"%s has %q, but %s is no market (--markets)", list.flag, entry, market)
+		}
+	}
 	for _, firehose := range o.Firehose {
 		market, prefix, _ := strings.Cut(firehose, ":")
 		check(marketName.MatchString(market) && topicPrefix.MatchString(prefix),

@@ -313,7 +313,7 @@ func (f *fanout) Send(message []byte) {
 }
 
 func (f *fanout) Close() { f.closing, f.silent = true, true }
-func (f *fanout) Hold()  { f.holding = true }
+func (f *fanout) Hold()  { f.holding, f.held = true, nil }
 
 func (f *fanout) Gap(from, to time.Time) {
 	f.sequence++

@@ -46,13 +46,13 @@ func (s *script) redialed(wait time.Duration) {
 }
 
 // overLimit is told max_connections, and the connection ends.
-func (s *script) overLimit(state, cause string, more ...string) {
+func (s *script) overLimit(state, cause string) {
 	s.Helper()
 	s.status("max_connections", "")
 	if s.session.downSince.IsZero() {
-		s.expect(append(more, "state "+state, "close")...)
+		s.expect("hold", "state "+state, "close")
 	} else {
-		s.expect(append(more, s.since(state), "close")...)
+		s.expect("hold", s.since(state), "close")
 	}
 	s.lose(CauseSlow)
 	s.expect("lost " + cause)
@@ -67,7 +67,7 @@ func TestStolenGrows(t *testing.T) {
 		s.flow(time.Second, youngFor)
 		from := s.now.Add(-lossAllowance)
 		for _, seconds := range []int{30, 60, 120, 240, 300, 300} {
-			s.overLimit("stolen", "stolen", "hold")
+			s.overLimit("stolen", "stolen")
 			s.redialed(time.Duration(seconds) * time.Second)
 			s.login()
 			s.ack("T.A")
@@ -77,7 +77,7 @@ func TestStolenGrows(t *testing.T) {
 			from = s.now.Add(-lossAllowance)
 		}
 		s.flow(time.Second, 2*time.Second)
-		s.overLimit("stolen", "stolen", "hold")
+		s.overLimit("stolen", "stolen")
 		s.redialed(stolenFirst)
 	}
 }
@@ -130,7 +130,7 @@ func TestGhost(t *testing.T) {
 
 	// Refused after all; the wait for the ghost goes on.
 	s.pass(time.Second)
-	s.overLimit("stolen", "stolen", "hold")
+	s.overLimit("stolen", "stolen")
 	s.redialed(stolenFirst)
 	s.login()
 	s.ack("T.A")
@@ -282,7 +282,7 @@ func TestTakenBackOnce(t *testing.T) {
 	s := limited(t, KickOldest)
 	s.connect()
 	s.session.Proof(s.now, false)
-	s.overLimit("unproven", "kicked", "hold")
+	s.overLimit("unproven", "kicked")
 	s.pass(time.Minute)
 	s.expect()
 	s.session.Proof(s.now, true)

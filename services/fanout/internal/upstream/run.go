@@ -418,7 +418,7 @@ func (r *run) Close() {
 }
 
 // Hold implements Host.
-func (r *run) Hold() { r.holding = true }
+func (r *run) Hold() { r.holding, r.held = true, nil }
 
 // Gap implements Host.
 func (r *run) Gap(from, to time.Time) {

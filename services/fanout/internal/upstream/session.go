@@ -38,7 +38,8 @@ type Host interface {
 	Send(message []byte)
 	// Close sends a close frame and waits for the end; answered by Closed.
 	Close()
-	// Hold keeps back all events from now on. They are at the start.
+	// Hold keeps back all events from now on, and forgets what was held before.
+	// They are kept back at the start.
 	Hold()
 	// Gap tells of a gap: events since from may be missing until to. The
 	// upstream is live from then on.
@@ -468,9 +469,9 @@ func (s *Session) lose(now time.Time, cause Cause) Cause {
 		if s.lateMissing() {
 			s.downSince = earlier(s.downSince, s.lateSince)
 		}
-		if s.live {
-			s.host.Hold()
-		}
+	}
+	if s.phase == phaseOpen { // what was held is part of the gap: it may be old when the next connection is live
+		s.host.Hold()
 	}
 	s.lived(now)
 	if cause == CauseKicked {

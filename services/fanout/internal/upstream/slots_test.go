@@ -161,3 +161,26 @@ func TestSlotsProperty(t *testing.T) {
 		})
 	})
 }
+
+// BenchmarkSlots wants 26,000 topics, of which the vendor serves 1,000, leaves them
+// all, and wants them again.
+func BenchmarkSlots(b *testing.B) {
+	topics := make([]string, 26_000)
+	for i := range topics {
+		topics[i] = fmt.Sprint("Q.", i)
+	}
+	b.ReportAllocs()
+	for range b.N {
+		c := &recorder{}
+		s := NewSession(c, func() float64 { return 0 }, calendar.Never, nil, Limit{})
+		s.LimitTopics("Q", 1000)
+		s.Start(t0, nil)
+		s.Dialed(t0)
+		s.Status(t0, "connected", "")
+		s.Status(t0, "auth_success", "")
+		s.Add(t0, topics)
+		s.Remove(t0, topics)
+		s.Add(t0, topics)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(3*len(topics)), "ns/topic")
+}

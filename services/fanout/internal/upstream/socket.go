@@ -20,7 +20,6 @@ const (
 	firstBuffer = 64 << 10 // bytes
 	keptBuffer  = 1 << 20  // bytes; a greater buffer is not kept
 	maxOutbox   = 8 << 20  // bytes waiting to be written
-
 )
 
 // socket is one connection to the vendor with its three goroutines.

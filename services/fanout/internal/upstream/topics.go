@@ -43,8 +43,9 @@ type topic struct {
 type kind struct {
 	wildcard *topic // nil: not wanted
 	exact    map[string]*topic
-	slots    int // 0: no bound
-	used     int // of slots
+	slots    int             // 0: no bound
+	used     int             // of slots
+	idle     map[*topic]bool // have a slot and are not wanted any more
 }
 
 // covers reports whether the wildcard stands for the exact topics: it is
@@ -56,16 +57,6 @@ func (k *kind) covers() bool {
 
 // full reports whether another exact topic would be one too many.
 func (k *kind) full() bool { return k.slots > 0 && k.used >= k.slots }
-
-// idle returns a topic that has a slot and is not wanted any more, or nil.
-func (k *kind) idle() *topic {
-	for _, t := range k.exact {
-		if !t.wanted && !t.canary && t.takesSlot() {
-			return t
-		}
-	}
-	return nil
-}
 
 // takesSlot reports whether the vendor has the topic, or may have it.
 func (t *topic) takesSlot() bool {
@@ -110,6 +101,7 @@ func (ts *topics) forget() {
 	}
 	for _, k := range ts.kinds {
 		k.used = 0
+		clear(k.idle)
 	}
 	ts.unacked = 0
 	ts.waits = nil
@@ -155,7 +147,7 @@ func (ts *topics) topic(name string) *topic {
 func (ts *topics) kind(prefix string) *kind {
 	k := ts.kinds[prefix]
 	if k == nil {
-		k = &kind{exact: make(map[string]*topic)}
+		k = &kind{exact: make(map[string]*topic), idle: make(map[*topic]bool)}
 		ts.kinds[prefix] = k
 	}
 	return k
@@ -182,6 +174,7 @@ func (s *Session) add(now time.Time, name string) {
 	}
 	t := s.topics.topic(name)
 	t.wanted = true
+	delete(t.kind.idle, t)
 	if t.phase == topicRefused {
 		t.phase = topicOff
 		s.solved(t)
@@ -196,6 +189,9 @@ func (s *Session) remove(now time.Time, name string) {
 		return
 	}
 	t.wanted = false
+	if t.takesSlot() && !t.canary && t != t.kind.wildcard {
+		t.kind.idle[t] = true
+	}
 	ts.timers++
 	t.linger = ts.timers
 	ts.lingers = append(ts.lingers, timer{at: now.Add(lingerWait), topic: t, number: t.linger})
@@ -223,11 +219,13 @@ func (s *Session) ensure(now time.Time, t *topic) {
 // there is none.
 func (s *Session) takeSlot(now time.Time, k *kind) bool {
 	if k.full() {
-		idle := k.idle()
-		if idle == nil {
-			return false
+		for idle := range k.idle {
+			s.drop(now, idle)
+			break
 		}
-		s.drop(now, idle)
+	}
+	if k.full() {
+		return false
 	}
 	k.used++
 	return true
@@ -278,6 +276,7 @@ func (s *Session) cancel(t *topic) {
 		}
 	}
 	t.phase, t.late = topicOff, false
+	delete(t.kind.idle, t)
 	s.solved(t)
 }
 
