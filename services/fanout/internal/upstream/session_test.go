@@ -582,4 +582,3 @@ func TestStop(t *testing.T) {
 		})
 	}
 }
-
