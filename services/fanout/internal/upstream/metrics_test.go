@@ -14,7 +14,7 @@ import (
 func TestMetrics(t *testing.T) {
 	tel := telemetry.Discard()
 	r := router.New("stocks", 1<<20, router.RingBounds{})
-	u := New(Config{URL: "ws://localhost", KeyFile: ""}, r, tel.Logger)
+	u := New(Config{URL: "ws://localhost", KeyFile: "", Slots: map[string]int{"Q": 1000}}, r, tel.Logger)
 	if err := Observe(tel.Meter("test"), []*Upstream{u}); err != nil {
 		t.Fatal(err)
 	}
@@ -22,6 +22,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.lost[CauseStolen].Add(2)
+	u.lag.Store(int64(250 * time.Millisecond))
 	u.silenceLimit.Store(int64(3500 * time.Millisecond))
 	answer := httptest.NewRecorder()
 	tel.MetricsHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
@@ -32,6 +33,10 @@ func TestMetrics(t *testing.T) {
 		`relay_fanout_upstream_disconnects_total{cause="slow",market="stocks"} 0`,
 		`relay_fanout_upstream_disconnects_total{cause="stalled",market="stocks"} 0`,
 		`relay_fanout_upstream_silence_limit_seconds{market="stocks"} 3.5`,
+		`relay_fanout_upstream_lag_seconds{market="stocks"} 0.25`,
+		`relay_fanout_topic_slots{ev="Q",market="stocks"} 1000`,
+		`relay_fanout_topic_slots_used{ev="Q",market="stocks"} 0`,
+		`relay_fanout_topics_refused_total{market="stocks"} 0`,
 		`relay_fanout_malformed_total{market="stocks",reason="syntax"} 0`,
 		`relay_fanout_events_total{ev="T",market="stocks"} 0`,
 		`relay_fanout_events_total{ev="other",market="stocks"} 0`,

@@ -256,6 +256,7 @@ func (r *run) frame(message []byte) {
 	data := len(events) > statuses
 	if data {
 		r.upstream.router.Late(lag)
+		r.upstream.lag.Store(int64(lag))
 	}
 	r.session.Frame(now, data, lag)
 	start := 0

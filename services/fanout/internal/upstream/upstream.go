@@ -48,6 +48,7 @@ type Upstream struct {
 
 	state        atomic.Uint32 // State
 	lastMessage  atomic.Int64  // unix nanoseconds of the last frame; 0: none yet
+	lag          atomic.Int64  // nanoseconds for which the last event was under way
 	lost         [causeEnd]atomic.Uint64
 	malformed    []atomic.Uint64 // by router.Fault
 	silenceLimit atomic.Int64    // nanoseconds; see Session.SilenceLimit
@@ -132,6 +133,8 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 		metric.WithDescription("Ends of upstream connections, and attempts that made none, by cause."))
 	limit, err5 := meter.Float64ObservableGauge("relay_fanout_upstream_silence_limit_seconds",
 		metric.WithDescription("The silence of the upstream that counts as a stall; 0: none does. After stall upon stall it grows from 10 to 300."))
+	lag, err9 := meter.Float64ObservableGauge("relay_fanout_upstream_lag_seconds",
+		metric.WithDescription("For how long the last event was under way, by its own time stamp; 0 without one, or if it is older than a minute."))
 	slots, err6 := meter.Int64ObservableGauge("relay_fanout_topic_slots",
 		metric.WithDescription("How many topics of a prefix the vendor serves."))
 	used, err7 := meter.Int64ObservableGauge("relay_fanout_topic_slots_used",
@@ -140,7 +143,7 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 		metric.WithDescription("Topics refused because all slots were taken."))
 	malformed, err4 := meter.Int64ObservableCounter("relay_fanout_malformed_total",
 		metric.WithDescription("Upstream frames, rests of frames, and events dropped as malformed, by reason."))
-	for _, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8} {
+	for _, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8, err9} {
 		if err != nil {
 			return fmt.Errorf("upstream: metrics: %w", err)
 		}
@@ -150,6 +153,7 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 			market := attribute.String("market", u.router.Market())
 			o.ObserveInt64(state, int64(u.state.Load()), metric.WithAttributes(market))
 			o.ObserveFloat64(last, float64(u.lastMessage.Load())/1e9, metric.WithAttributes(market))
+			o.ObserveFloat64(lag, time.Duration(u.lag.Load()).Seconds(), metric.WithAttributes(market))
 			o.ObserveFloat64(limit, time.Duration(u.silenceLimit.Load()).Seconds(), metric.WithAttributes(market))
 			o.ObserveInt64(refused, int64(u.refused.Load()), metric.WithAttributes(market))
 			for prefix, n := range u.config.Slots {
@@ -167,7 +171,7 @@ func Observe(meter metric.Meter, upstreams []*Upstream) error {
 			}
 		}
 		return nil
-	}, state, last, lost, malformed, limit, slots, used, refused)
+	}, state, last, lost, malformed, limit, lag, slots, used, refused)
 	if err != nil {
 		return fmt.Errorf("upstream: metrics: %w", err)
 	}
