@@ -53,11 +53,13 @@ type arbiter struct {
 	epoch     epoch // adopted; zero: none
 	covered   uint64
 	coveredAt time.Time // arrival of the last coverage
-	builtAt   time.Time // when the leader built it
-	down      bool      // the Sink was told Down
-	since     time.Time // down: when events may have begun to be missing
-	cause     cause     // down: its first cause
-	lost      bool      // down: events are missing for certain, or may be
+	// From when events may be missing if they are from now on, by the last
+	// coverage that was no repetition.
+	served time.Time
+	down   bool      // the Sink was told Down
+	since  time.Time // down: when events may have begun to be missing
+	cause  cause     // down: its first cause
+	lost   bool      // down: events are missing for certain, or may be
 	// The last gaps told, as far as they follow each other without a break; at
 	// first all up to the start: nobody asked for what was before.
 	gapFrom, gapTo time.Time
@@ -101,7 +103,7 @@ func newArbiter(sink Sink, s *stats) *arbiter {
 
 // start is the first input: nothing is covered yet.
 func (a *arbiter) start(now time.Time) {
-	a.coveredAt, a.builtAt, a.gapTo = now, now, now
+	a.coveredAt, a.served, a.gapTo = now, now, now
 	a.fall(causeStart, now)
 }
 
@@ -172,7 +174,7 @@ func (a *arbiter) heartbeat(now time.Time, p *position, h *feedv1.Heartbeat) boo
 	}
 	if p.live {
 		p.through = through
-		a.cover(now, p, e, first, h.GetSequence())
+		a.cover(now, p, first, h.GetSequence())
 		p.through = false
 		return true
 	}
@@ -183,9 +185,12 @@ func (a *arbiter) heartbeat(now time.Time, p *position, h *feedv1.Heartbeat) boo
 	if a.contiguous(first) {
 		if h.GetDownSince() != nil {
 			since = h.GetDownSince().AsTime()
+			if through { // the interruption has to be told, too
+				since = earlier(since, a.lastCoverage())
+			}
 		}
 		if p.current {
-			a.coveredAt, a.builtAt = now, p.built
+			a.arrived(now, p, p.built)
 		}
 	}
 	a.covered = max(a.covered, h.GetSequence())
@@ -216,10 +221,10 @@ func (a *arbiter) batch(now time.Time, p *position, b *feedv1.Batch) bool {
 	}
 	if !wellFormed(b) {
 		a.stats.malformed.Add(1)
-		a.lose(now, e, last, loss{causeMalformed, a.lastCoverage(), now}, p.live)
+		a.lose(now, p, last, loss{causeMalformed, a.lastCoverage(), now})
 		return true
 	}
-	a.cover(now, p, e, first, last)
+	a.cover(now, p, first, last)
 	b, dropped := a.handover.filter(now, after(b, covered))
 	a.stats.duplicates.Add(int64(dropped))
 	if len(b.GetEnds()) > 0 {
@@ -249,13 +254,14 @@ func (a *arbiter) gap(now time.Time, p *position, g *feedv1.Gap) bool {
 	if e != a.epoch || !a.contiguous(n) {
 		l.from, l.to = earlier(l.from, a.lastCoverage()), later(l.to, now)
 	} else if !a.down && !l.from.Before(a.gapFrom) && !l.to.After(a.gapTo) {
-		a.covered, a.coveredAt, a.builtAt = n, now, now // the outage whose end a heartbeat told first
+		a.covered = n // the outage whose end a heartbeat told first
+		a.arrived(now, p, now)
 		return true
 	}
 	// A gap that reaches into the outage is its end; one from before it is
 	// part of what a resume repeats.
 	p.live = p.live || !a.down || !l.to.Before(a.since)
-	a.lose(now, e, n, l, p.live)
+	a.lose(now, p, n, l)
 	return true
 }
 
@@ -277,10 +283,23 @@ func (p *position) advance(e epoch, first, last uint64) bool {
 
 func (a *arbiter) contiguous(first uint64) bool { return first <= a.covered+1 }
 
-// lastCoverage is from when events may be missing if they are from now on. A
-// message may have waited long on its way: what is lost behind it is as old.
+// arrived notes that coverage has arrived. A message may have waited long on its
+// way: what is lost behind it is as old. What may be a repetition says nothing of
+// who has asked for topics since the stream broke.
+func (a *arbiter) arrived(now time.Time, p *position, built time.Time) {
+	a.coveredAt = now
+	if p.current {
+		a.served = later(earlier(now.Add(-transit), built), a.gapTo)
+	}
+}
+
+// lastCoverage is from when events may be missing if they are from now on, also
+// for who asked for topics; what a gap has told of is left out.
 func (a *arbiter) lastCoverage() time.Time {
-	return later(earlier(a.coveredAt.Add(-transit), a.builtAt), a.gapTo)
+	if a.served.Before(a.gapFrom) {
+		return a.served
+	}
+	return later(a.served, a.gapTo)
 }
 
 // builtAt is when the leader built a message, if it says so.
@@ -298,14 +317,18 @@ type loss struct {
 }
 
 // cover extends the coverage over [first, last], telling of a gap where there is one.
-func (a *arbiter) cover(now time.Time, p *position, e epoch, first, last uint64) {
+func (a *arbiter) cover(now time.Time, p *position, first, last uint64) {
 	switch {
-	case e != a.epoch:
-		a.lose(now, e, last, loss{causeEpoch, a.lastCoverage(), now}, true)
+	case p.epoch != a.epoch:
+		a.lose(now, p, last, loss{causeEpoch, a.lastCoverage(), now})
 	case !a.contiguous(first):
-		a.lose(now, e, last, loss{causeHole, a.lastCoverage(), now}, p.live)
+		a.lose(now, p, last, loss{causeHole, a.lastCoverage(), now})
 	case a.down && a.lost && p.live:
-		a.lose(now, e, last, loss{a.cause, a.since, now}, true)
+		since := a.since
+		if p.through {
+			since = earlier(since, a.lastCoverage())
+		}
+		a.lose(now, p, last, loss{a.cause, since, now})
 	default:
 		a.covered = max(a.covered, last)
 		if p.current {
@@ -317,7 +340,7 @@ func (a *arbiter) cover(now time.Time, p *position, e epoch, first, last uint64)
 // goOn notes coverage of now; after an interruption it tells that nothing was lost.
 func (a *arbiter) goOn(now time.Time, p *position) {
 	since := a.lastCoverage()
-	a.coveredAt, a.builtAt = now, p.built
+	a.arrived(now, p, p.built)
 	switch {
 	case a.down && !a.lost && p.live:
 		a.down = false
@@ -331,18 +354,19 @@ func (a *arbiter) goOn(now time.Time, p *position) {
 
 // lose extends the coverage to last over a loss and tells it as one Gap,
 // together with what was told as Down; not yet while the upstream is down.
-func (a *arbiter) lose(now time.Time, e epoch, last uint64, l loss, live bool) {
-	if e == a.epoch {
+func (a *arbiter) lose(now time.Time, p *position, last uint64, l loss) {
+	if p.epoch == a.epoch {
 		last = max(last, a.covered)
 	} else if a.epoch != (epoch{}) {
 		a.stats.epochChanges.Add(1)
 		a.handover.begin(now)
 	}
-	a.epoch, a.covered, a.coveredAt, a.builtAt = e, last, now, now
+	a.epoch, a.covered = p.epoch, last
 	if a.down {
 		l = loss{a.cause, earlier(l.from, a.since), later(l.to, now)}
-		if !live {
+		if !p.live {
 			a.since, a.lost = l.from, true
+			a.arrived(now, p, now)
 			return
 		}
 	}
@@ -353,6 +377,7 @@ func (a *arbiter) lose(now time.Time, e epoch, last uint64, l loss, live bool) {
 		a.gapFrom = earlier(a.gapFrom, l.from)
 	}
 	a.gapTo = later(a.gapTo, l.to)
+	a.arrived(now, p, now)
 	a.stats.gaps[l.cause].Add(1)
 	a.sink.Gap(l.from, l.to)
 }

@@ -100,7 +100,7 @@ func (f *fanoutPod) next(t *testing.T) *podStream {
 			t.Fatal("the first message is no Hello")
 		}
 		return s
-	case <-time.After(10 * time.Second):
+	case <-time.After(20 * time.Second): // with many topics the hello takes long
 		t.Fatal("no stream was opened")
 		return nil
 	}
@@ -246,6 +246,38 @@ func TestStreamAndResume(t *testing.T) {
 	sink.want(t, "1:11")
 	if n := c.markets["stocks"].stats.endings[endingBroken].Load(); n != 1 {
 		t.Fatalf("%d broken streams counted", n)
+	}
+}
+
+// TestNoSlot: when the Sink hears of a topic without a slot, who asks for it gets
+// another id, and the pod is asked anew, though the old id is still held.
+func TestNoSlot(t *testing.T) {
+	pod := newPod(t, "127.0.0.1:0")
+	c := newClient(t, pod.address, "options")
+	interest := c.Interest("options")
+	old := interest.Acquire("Q.O:A")
+	sink := run(t, c)["options"]
+	s := pod.next(t)
+	s.say(t, live(1, 0), notice(old))
+	sink.want(t, "down", "gap", "notice")
+	if again := interest.Acquire("Q.O:A"); again != old {
+		t.Fatalf("id %d after a notice that refuses nothing, want %d", again, old)
+	}
+	refused := notice(old)
+	refused.GetTopicNotice().Problem = feedv1.TopicProblem_TOPIC_PROBLEM_NO_SLOT
+	s.say(t, refused)
+	sink.want(t, "notice")
+	again := interest.Acquire("Q.O:A")
+	var added, removed []uint32
+	for len(added) == 0 {
+		change := s.change(t)
+		for _, topic := range change.GetAdd() {
+			added = append(added, topic.GetId())
+		}
+		removed = append(removed, change.GetRemove()...)
+	}
+	if !slices.Equal(removed, []uint32{old}) || !slices.Equal(added, []uint32{again}) {
+		t.Fatalf("added %d, removed %d; want %d, %d", added, removed, again, old)
 	}
 }
 
@@ -407,6 +439,9 @@ func TestManyTopics(t *testing.T) {
 	c := newClient(t, pod.address, "options")
 	for n := range maxTopics {
 		c.Interest("options").Acquire("LULD." + strings.Repeat("Q", 57) + fmt.Sprintf("%07d", n))
+	}
+	if most := patience(maxTopics); most < 9*time.Second || most > 10*time.Second || patience(0) != silence {
+		t.Errorf("the first message may take %v", most)
 	}
 	run(t, c)
 	if got := len(pod.next(t).hello.GetTopics()); got != maxTopics {

@@ -28,7 +28,7 @@ const (
 type Interest struct {
 	// Guarded by mu.
 	mu       sync.Mutex
-	ids      map[string]uint32
+	ids      map[string]uint32 // without those retired
 	slots    []slot
 	free     []uint32 // slots without a topic, longest free first
 	watchers map[*watcher]struct{}
@@ -100,15 +100,35 @@ func (i *Interest) Release(id uint32) {
 	if s.references--; s.references > 0 {
 		return
 	}
-	delete(i.ids, s.topic)
+	i.withdrawLocked(id, s.topic)
 	s.topic = ""
 	i.free = append(i.free, uint32(Slot(id)))
+}
+
+// retire withdraws topics from the streams, though they are held: who asks for
+// one from now on gets another id, and the fanout pods are asked anew.
+func (i *Interest) retire(ids []uint32) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, id := range ids {
+		if s := i.lookupLocked(id); s != nil {
+			i.withdrawLocked(id, s.topic)
+		}
+	}
+}
+
+// withdrawLocked tells the streams that a topic is not wanted, once.
+func (i *Interest) withdrawLocked(id uint32, topic string) {
+	if i.ids[topic] != id {
+		return
+	}
+	delete(i.ids, topic)
 	for w := range i.watchers {
 		w.removeLocked(id)
 	}
 }
 
-// Topic returns the topic with the id; false when the id is not held (any more).
+// Topic returns the topic with the id, retired or not; false when the id is not held (any more).
 func (i *Interest) Topic(id uint32) (string, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -118,7 +138,7 @@ func (i *Interest) Topic(id uint32) (string, bool) {
 	return "", false
 }
 
-// Len returns how many topics are held.
+// Len returns how many topics are held and not retired.
 func (i *Interest) Len() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()

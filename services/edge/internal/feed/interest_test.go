@@ -3,6 +3,7 @@ package feed
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,36 @@ func TestInterest(t *testing.T) {
 			}()
 			i.Release(id)
 		}()
+	}
+}
+
+// Who asks for a retired topic gets another id, of which the pods are told, while
+// there are still holders of the old one: the shards let go of it one by one.
+func TestRetire(t *testing.T) {
+	i := newInterest()
+	old := i.Acquire("Q.A")
+	i.Acquire("Q.A")
+	_, w := i.watch()
+	defer w.close()
+	other := i.Acquire("Q.B") // not sent before it is retired
+	i.retire([]uint32{old, other, 1 << 23})
+	i.retire([]uint32{old})
+	if c := w.changes(); len(c.GetAdd()) != 0 || !slices.Equal(c.GetRemove(), []uint32{old}) {
+		t.Fatalf("change = %v", c)
+	}
+	again := i.Acquire("Q.A")
+	if again == 0 || Slot(again) == Slot(old) {
+		t.Fatalf("id %d, slot %d; want another slot than the one that is held", again, Slot(again))
+	}
+	if c := w.changes(); len(c.GetRemove()) != 0 || len(c.GetAdd()) != 1 || c.GetAdd()[0].GetId() != again {
+		t.Fatalf("change = %v", c)
+	}
+	for range 2 {
+		i.Release(old)
+	}
+	i.Release(other)
+	if _, ok := i.Topic(old); ok || i.Len() != 1 || w.changes() != nil || i.Acquire("Q.A") != again {
+		t.Fatal("the holders of the old id take the new one with them")
 	}
 }
 
@@ -98,6 +129,12 @@ func TestWatcher(t *testing.T) {
 					if held[id]--; held[id] == 0 {
 						delete(held, id)
 					}
+					return
+				}
+			},
+			"retire": func(t *rapid.T) {
+				for id := range held {
+					i.retire([]uint32{id})
 					return
 				}
 			},

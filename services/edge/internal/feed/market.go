@@ -52,7 +52,7 @@ func newMarket(name string) *market {
 
 // run drives the arbiter until ctx is done.
 func (m *market) run(ctx context.Context, sink Sink) {
-	a := newArbiter(sink, &m.stats)
+	a := newArbiter(retiring{sink, m.interest}, &m.stats)
 	a.start(time.Now())
 	m.share(a, time.Now())
 	timer := time.NewTimer(grace)
@@ -72,6 +72,21 @@ func (m *market) run(ctx context.Context, sink Sink) {
 			return
 		}
 	}
+}
+
+// retiring retires the topics that have no slot before the Sink hears of it: some
+// of their holders let go of them only later.
+type retiring struct {
+	Sink
+	interest *Interest
+}
+
+// TopicNotice implements Sink.
+func (r retiring) TopicNotice(ids []uint32, problem feedv1.TopicProblem) {
+	if problem == feedv1.TopicProblem_TOPIC_PROBLEM_NO_SLOT {
+		r.interest.retire(ids)
+	}
+	r.Sink.TopicNotice(ids, problem)
 }
 
 func (m *market) take(a *arbiter, in input) {

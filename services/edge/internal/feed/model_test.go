@@ -29,6 +29,7 @@ type model struct {
 
 	events  []happening // the vendor's events that concern the edge
 	trouble []span      // when something may be lost, or was interrupted
+	asked   []span      // who asked for a topic, and from when its events came
 	streams uint64
 	silent  bool
 	rings   int    // what a pod can repeat
@@ -76,6 +77,7 @@ type queued struct {
 type recorder2 struct {
 	events []string
 	gaps   []span
+	ups    []span
 	down   bool
 	t      *rapid.T
 }
@@ -107,6 +109,7 @@ func (r *recorder2) Up(from, to time.Time) {
 	if to.Before(from) {
 		r.t.Fatalf("up from %v to %v", from, to)
 	}
+	r.ups = append(r.ups, span{from, to})
 	r.down = false
 }
 func (r *recorder2) TopicNotice([]uint32, feedv1.TopicProblem) {}
@@ -289,6 +292,7 @@ func (m *model) promote(p *pod) {
 	m.term++
 	*p = pod{leader: true, term: m.term}
 	m.lead = p
+	m.serve()
 	m.beatAll()
 }
 
@@ -320,6 +324,52 @@ func (m *model) connect(l *link) {
 	m.beat(l)
 	p.sequence, p.ring = sequence, ring
 	m.closeTrouble()
+	m.serve()
+}
+
+// ask is a client that asks for a topic that nobody wanted. It is served from when
+// the edge has a stream to the leader.
+func (m *model) ask() {
+	m.asked = append(m.asked, span{from: m.now})
+	m.serve()
+}
+
+func (m *model) serve() {
+	for _, l := range m.links {
+		if m.lead == nil || l.pod != m.lead || l.stream == 0 {
+			continue
+		}
+		for n := range m.asked {
+			if m.asked[n].to.IsZero() {
+				m.asked[n].to = m.now
+			}
+		}
+	}
+}
+
+// told reports whether someone who asked for a topic was told of all that it missed
+// before it was served.
+func (r *recorder2) told(asked span) bool {
+	spans := slices.Clone(r.gaps)
+	for _, up := range r.ups {
+		if !up.from.After(asked.from) {
+			spans = append(spans, up)
+		}
+	}
+	slices.SortFunc(spans, func(a, b span) int { return a.from.Compare(b.from) })
+	for at := asked.from; at.Before(asked.to); {
+		next := at
+		for _, s := range spans {
+			if !s.from.After(at) {
+				next = later(next, s.to)
+			}
+		}
+		if !next.After(at) {
+			return false
+		}
+		at = next
+	}
+	return true
 }
 
 // closeTrouble ends the open spans once all is well; the next heartbeats may
@@ -376,6 +426,11 @@ func (m *model) check() {
 		}
 		if !slices.ContainsFunc(m.sink.gaps, func(g span) bool { return !e.at.Before(g.from) && !e.at.After(g.to) }) {
 			t.Fatalf("event %q of %v is lost without a gap: %v", e.name, e.at, m.sink.gaps)
+		}
+	}
+	for _, asked := range m.asked {
+		if !m.sink.told(asked) {
+			t.Fatalf("who asked at %v and was served from %v was told of %v and %v", asked.from, asked.to, m.sink.gaps, m.sink.ups)
 		}
 	}
 	for _, g := range m.sink.gaps {
@@ -467,6 +522,7 @@ func TestArbiterModel(t *testing.T) {
 				m.pass(4 * time.Second)
 				m.silent = false
 			},
+			"ask":     func(*rapid.T) { m.ask() },
 			"down":    func(*rapid.T) { m.upstreamDown() },
 			"up":      func(t *rapid.T) { m.upstreamUp(rapid.Bool().Draw(t, "heartbeat first")) },
 			"fail":    func(t *rapid.T) { m.fail(rapid.Bool().Draw(t, "dies")) },

@@ -21,7 +21,8 @@ type Sink interface {
 	// events are missing only for those who were not there before it, or who
 	// asked for more topics in it.
 	Up(from, to time.Time)
-	// TopicNotice tells what the vendor said of topics.
+	// TopicNotice tells what the vendor said of topics. The ids of those that have
+	// no slot are retired: Acquire gives another one, and each must be released.
 	TopicNotice(ids []uint32, problem feedv1.TopicProblem)
 }
 

@@ -40,7 +40,7 @@ type ending uint8
 const (
 	endingError  ending = iota // the pod went away, refused or ended the stream
 	endingCut                  // RESOURCE_EXHAUSTED: this edge read too slowly
-	endingSilent               // no message for 3 s
+	endingSilent               // no message in time
 	endingBroken               // the pod broke the protocol
 	endingEnd
 )
@@ -59,7 +59,7 @@ type stats struct {
 	stale        atomic.Int64 // messages of an older epoch
 	repeated     atomic.Int64 // messages that were covered before
 	malformed    atomic.Int64
-	recovered    atomic.Int64 // silences that proved to have lost nothing
+	recovered    atomic.Int64 // interruptions that proved to have lost nothing
 	duplicates   atomic.Int64 // events of a new leader that the one before had sent
 	gaps         [causeEnd]atomic.Int64
 	endings      [endingEnd]atomic.Int64
@@ -73,7 +73,7 @@ func (c *Client) observe(meter metric.Meter) error {
 	epochs := f.counter("relay_edge_feed_epoch_changes", "Times a newer epoch was adopted.")
 	gaps := f.counter("relay_edge_feed_gaps", "Gaps told to clients, by cause.")
 	dropped := f.counter("relay_edge_feed_dropped", "Messages of fanout pods dropped: stale (older epoch), repeated (covered before), malformed.")
-	recovered := f.counter("relay_edge_feed_recovered", "Times the feed was silent for 3 s and then went on where it had stopped: no gap for those who were there.")
+	recovered := f.counter("relay_edge_feed_recovered", "Interruptions of the feed (a stream that broke and resumed, or silence for 3 s) after which it went on where it had stopped: no gap for those who were there.")
 	duplicates := f.counter("relay_edge_feed_duplicates", "Events of a new leader that were dropped because the one before it had sent them.")
 	endings := f.counter("relay_edge_feed_streams_ended", "Streams to fanout pods that ended, by cause.")
 	topics := f.gauge("relay_edge_feed_topics", "Topics some client wants.")

@@ -20,6 +20,9 @@ const (
 	// silence is how long a stream may go without a message; pods send a
 	// heartbeat each second.
 	silence = 3 * time.Second
+	// perTopic is how much longer the first message may take for each topic of the
+	// hello: one of 131,072 topics has 10 MB, and a busy pod needs seconds for it.
+	perTopic = 50 * time.Microsecond
 )
 
 // stream is one stream to one fanout pod, from its opening to its end.
@@ -48,6 +51,7 @@ func (s *stream) run(parent context.Context) ending {
 	number := s.market.lastStream.Add(1)
 	topics, w := s.market.interest.watch()
 	defer w.close()
+	watchdog.Reset(patience(len(topics)))
 	if !s.market.put(ctx, input{stream: number}) {
 		return s.ended(ctx, ctx.Err())
 	}
@@ -106,8 +110,11 @@ func (s *stream) send(ctx context.Context, call feedv1.FeedService_SubscribeClie
 	}
 }
 
+// patience is how long the first message of a stream may take.
+func patience(topics int) time.Duration { return silence + time.Duration(topics)*perTopic }
+
 var (
-	errSilent = errors.New("feed: no message from the fanout pod for 3 s")
+	errSilent = errors.New("feed: no message from the fanout pod for 3 s or more")
 	errBroken = errors.New("feed: the fanout pod broke the protocol")
 )
 
