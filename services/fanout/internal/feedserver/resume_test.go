@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	feedv1 "github.com/cutemarkets/relay/proto/feed/v1"
 	"github.com/cutemarkets/relay/services/fanout/internal/router"
 )
@@ -13,7 +15,7 @@ import (
 // coverage begins.
 func (f *fixture) resumes(sequence uint64, topics ...string) (*edge, uint64) {
 	f.Helper()
-	e := &edge{f, f.dial()}
+	e := f.open()
 	hello := &feedv1.Hello{EdgeId: "edge", Market: "stocks", ResumeEpoch: &feedv1.Epoch{Generation: 3, Term: 4}, ResumeSequence: sequence}
 	for i, name := range topics {
 		hello.Topics = append(hello.Topics, &feedv1.Topic{Id: uint32(i + 1), Name: name})
@@ -129,5 +131,50 @@ func TestResumeAddsTopics(t *testing.T) {
 	}
 	if got := e.events(5); got != want {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestCleanEnd: an edge that closes its side has no interest any more; what one
+// whose stream broke wanted is kept.
+func TestCleanEnd(t *testing.T) {
+	f := serveRing(t, router.RingBounds{Age: time.Minute, Bytes: 8 << 20})
+	f.lead()
+	stays, leaves := f.connect("stays", "T.A"), f.connect("leaves", "T.B")
+	f.until("served", func(s router.Stats) bool { return s.Topics == 2 })
+	if err := leaves.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	leaves.expectEnd(codes.OK)
+	f.until("dropped", func(s router.Stats) bool { return s.Edges == 1 && s.Topics == 1 })
+	stays.hangUp()
+	f.until("kept", func(s router.Stats) bool { return s.Edges == 0 })
+	if s := f.router.Stats(); s.Topics != 1 {
+		t.Errorf("%d topics kept", s.Topics)
+	}
+}
+
+// TestBreakWhileWaiting: a stream that breaks while it waits for the vendor is
+// not answered, so that nothing is decided which nobody hears of.
+func TestBreakWhileWaiting(t *testing.T) {
+	f := serveRing(t, router.RingBounds{Age: time.Minute, Bytes: 8 << 20})
+	f.lead()
+	f.router.Upstream(true, time.Time{}, time.Now())
+	for began, before := time.Now(), f.router.Stats().Refused; ; began, before = time.Now(), f.router.Stats().Refused {
+		e := f.open()
+		e.hello(&feedv1.Hello{
+			EdgeId: "edge", Market: "stocks", ResumeEpoch: &feedv1.Epoch{Generation: 3, Term: 4},
+			Topics: []*feedv1.Topic{{Id: 1, Name: "T.A"}},
+		})
+		f.until("waiting", func(s router.Stats) bool { return s.Topics == 1 })
+		e.hangUp()
+		f.until("gone", func(s router.Stats) bool { return s.Edges == 0 && s.Topics == 0 || s.Refused > before })
+		if s := f.router.Stats(); s.Refused == before {
+			return
+		} else if took := time.Since(began); took < servedWait {
+			t.Fatalf("after %v: %+v", took, s)
+		}
+		f.router.Follow(time.Now()) // the machine was too slow: once more, with nothing kept
+		f.lead()
+		f.router.Upstream(true, time.Time{}, time.Now())
 	}
 }

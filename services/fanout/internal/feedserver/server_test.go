@@ -73,9 +73,11 @@ func serveRing(t *testing.T, ring router.RingBounds) *fixture {
 type edge struct {
 	*fixture
 	feedv1.FeedService_SubscribeClient
+	hangUp func() // ends it as a lost connection does
 }
 
-func (f *fixture) dial() feedv1.FeedService_SubscribeClient {
+// open opens a stream.
+func (f *fixture) open() *edge {
 	f.Helper()
 	conn, err := grpc.NewClient(f.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -88,13 +90,13 @@ func (f *fixture) dial() feedv1.FeedService_SubscribeClient {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return stream
+	return &edge{f, stream, cancel}
 }
 
 // connect says hello with topics of ids 1, 2, ... and takes the first heartbeat.
 func (f *fixture) connect(id string, topics ...string) *edge {
 	f.Helper()
-	e := &edge{f, f.dial()}
+	e := f.open()
 	hello := &feedv1.Hello{EdgeId: id, Market: "stocks"}
 	for i, name := range topics {
 		hello.Topics = append(hello.Topics, &feedv1.Topic{Id: uint32(i + 1), Name: name})
@@ -255,7 +257,7 @@ func TestBadInput(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := f.badInputs()
-			e := &edge{f, f.dial()}
+			e := f.open()
 			for _, request := range requests {
 				if err := e.Send(request); err != nil && !errors.Is(err, io.EOF) {
 					t.Fatal(err)
@@ -303,7 +305,7 @@ func TestDrain(t *testing.T) {
 	f := serve(t)
 	f.lead()
 	e := f.connect("edge", "T.*")
-	silent := &edge{f, f.dial()} // says no hello
+	silent := f.open() // says no hello
 	f.router.Route(trades("A", 1))
 	done := make(chan struct{})
 	go func() {
@@ -316,7 +318,7 @@ func TestDrain(t *testing.T) {
 	e.expectEnd(codes.Unavailable)
 	silent.expectEnd(codes.Unavailable)
 	<-done
-	(&edge{f, f.dial()}).expectEnd(codes.Unavailable)
+	f.open().expectEnd(codes.Unavailable)
 }
 
 func TestReasons(t *testing.T) {

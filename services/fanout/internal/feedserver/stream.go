@@ -3,6 +3,7 @@ package feedserver
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -133,12 +134,26 @@ func (st *stream) receive() error {
 		return err
 	}
 	edge := st.server.routers[st.market].Attach(st.edgeID)
-	defer edge.Detach()
-	if err := change(edge, nil, request.GetHello().GetTopics()); err != nil {
+	err = st.follow(edge, request.GetHello())
+	if errors.Is(err, io.EOF) { // the edge has closed its side
+		edge.Leave()
+	} else {
+		edge.Detach()
+	}
+	return err
+}
+
+// follow begins the edge's coverage and takes its changes of interest until the
+// stream ends.
+func (st *stream) follow(edge *router.Edge, hello *feedv1.Hello) error {
+	if err := change(edge, nil, hello.GetTopics()); err != nil {
 		return err
 	}
 	st.server.routers[st.market].AwaitServed(st.wire.Context(), servedWait)
-	edge.Resume(request.GetHello().GetResumeEpoch(), request.GetHello().GetResumeSequence(), time.Now())
+	if err := st.wire.Context().Err(); err != nil {
+		return err // what it asks for can no longer be answered
+	}
+	edge.Resume(hello.GetResumeEpoch(), hello.GetResumeSequence(), time.Now())
 	st.edge = edge
 	close(st.open)
 	for {

@@ -47,8 +47,10 @@ type Edge struct {
 
 	// Guarded by router.mu.
 	topics  map[uint32]*topic
-	live    bool // gets what is routed: from Start, or having caught up, to the end
-	behind  bool // gets what the ring has, until it has caught up
+	unsaid  map[uint32]bool // topics whose problems are to be told
+	said    map[uint32]said // their problems that were told
+	live    bool            // gets what is routed: from Start, or having caught up, to the end
+	behind  bool            // gets what the ring has, until it has caught up
 	resume  resume
 	ended   Ended // why gone is closed
 	queue   []item
@@ -63,6 +65,13 @@ type Edge struct {
 	taken   int           // bytes of the message that is being sent
 	touched bool          // is in router.touched
 	room    [2]int        // bytes and events to make room for in a fresh batch
+}
+
+// said is what was told of a topic, and the sequence then: an edge that has a
+// later one has heard it.
+type said struct {
+	problem  feedv1.TopicProblem
+	sequence uint64
 }
 
 // item is a queued message and what it counts for.
@@ -107,6 +116,9 @@ func (e *Edge) removeSome(ids []uint32) error {
 			return fmt.Errorf("%w: no topic has id %d", ErrInterest, id)
 		}
 		delete(e.topics, id)
+		delete(e.unsaid, id)
+		delete(e.said, id)
+		delete(e.resume.said, id)
 		e.router.unsubscribeLocked(t, e)
 	}
 	return nil
@@ -133,11 +145,62 @@ func (e *Edge) addSome(topics []*feedv1.Topic) error {
 		}
 		e.topics[id] = t
 		e.router.subscribeLocked(t, subscription{edge: e, id: id})
-		if t.problem != 0 {
-			e.noticeLocked([]uint32{id}, t.problem)
+		switch t.problem {
+		case feedv1.TopicProblem_TOPIC_PROBLEM_UNSPECIFIED:
+		case feedv1.TopicProblem_TOPIC_PROBLEM_NO_SLOT: // there may be one by now: the vendor's session is asked anew
+			t.problem = feedv1.TopicProblem_TOPIC_PROBLEM_UNSPECIFIED
+			e.router.markLocked(name)
+		default:
+			e.problemLocked(id)
 		}
 	}
 	return nil
+}
+
+// problemLocked notes that the problem of a topic is to be told.
+func (e *Edge) problemLocked(id uint32) {
+	if e.ended != NotEnded || e.resume.detached {
+		return
+	}
+	if e.unsaid == nil {
+		e.unsaid = make(map[uint32]bool)
+	}
+	e.unsaid[id] = true
+	delete(e.resume.said, id)
+	if e.live {
+		e.signal()
+	}
+}
+
+// noticesLocked queues notices of up to changeChunk topics, but for what the edge
+// has heard from the stream before this one.
+func (e *Edge) noticesLocked() {
+	if e.said == nil {
+		e.said = make(map[uint32]said)
+	}
+	told := make(map[feedv1.TopicProblem][]uint32)
+	n := 0
+	for id := range e.unsaid {
+		if n++; n > changeChunk {
+			break
+		}
+		delete(e.unsaid, id)
+		problem := e.topics[id].problem
+		if problem == feedv1.TopicProblem_TOPIC_PROBLEM_UNSPECIFIED {
+			continue // it has been taken back
+		}
+		if before := e.resume.said[id]; before.problem == problem && before.sequence < e.resume.heard {
+			e.said[id] = before
+			continue
+		}
+		e.said[id] = said{problem: problem, sequence: e.router.sequence}
+		told[problem] = append(told[problem], id)
+	}
+	for problem, ids := range told {
+		e.pushLocked(&feedv1.SubscribeResponse{Message: &feedv1.SubscribeResponse_TopicNotice{TopicNotice: &feedv1.TopicNotice{
+			TopicIds: ids, Problem: problem,
+		}}}, itemCost+4*len(ids))
+	}
 }
 
 // validTopic reports whether a name is PREFIX.TICKER and can be one of a comma
@@ -169,28 +232,36 @@ func (e *Edge) Heartbeat(now time.Time) {
 func (e *Edge) Next(now time.Time) *feedv1.SubscribeResponse {
 	for {
 		m, more := e.next(now)
-		if !more {
+		if more {
+			runtime.Gosched() // routing has its turn before the next part
+		}
+		if m != nil || !more {
 			return m
 		}
-		runtime.Gosched() // routing has its turn before the next part of the ring
 	}
 }
 
-// next reports whether the ring has more, where nothing of it is for the edge.
+// next takes the next message and reports whether there is more to be looked
+// through, be it that nothing of this part is for the edge.
 func (e *Edge) next(now time.Time) (m *feedv1.SubscribeResponse, more bool) {
 	e.router.mu.Lock()
 	defer e.router.mu.Unlock()
 	e.bytes -= e.taken
 	e.taken = 0
 	if e.head == len(e.queue) {
-		if e.behind {
+		switch {
+		case e.behind:
 			e.replayLocked(now)
-		} else {
+		case e.live && len(e.unsaid) > 0:
+			e.noticesLocked()
+		}
+		if !e.behind && e.head == len(e.queue) {
 			e.sealLocked(e.router.sequence)
 		}
 	}
+	more = e.behind || e.live && len(e.unsaid) > 0
 	if e.head == len(e.queue) {
-		return nil, e.behind
+		return nil, more
 	}
 	next := e.queue[e.head]
 	e.queue[e.head] = item{}
@@ -202,7 +273,7 @@ func (e *Edge) next(now time.Time) (m *feedv1.SubscribeResponse, more bool) {
 		e.beats--
 	}
 	e.taken = next.bytes
-	return next.message, false
+	return next.message, more
 }
 
 // Ready receives when Next may have something.
@@ -227,19 +298,20 @@ func (e *Edge) signal() {
 
 // appendLocked adds the event that is being routed to the open batch.
 func (e *Edge) appendLocked(raw []byte, exact, wildcard uint32) {
-	if e.live && e.addLocked(e.router.sequence, raw, exact, wildcard) && !e.touched {
+	if e.live && e.addLocked(e.router.sequence, e.router.lastFrame.Load(), raw, exact, wildcard) && !e.touched {
 		e.touched = true
 		e.router.touched = append(e.router.touched, e)
 	}
 }
 
-// addLocked adds an event to the open batch; false: the edge has ended.
-func (e *Edge) addLocked(sequence uint64, raw []byte, exact, wildcard uint32) bool {
+// addLocked adds an event that arrived at a moment to the open batch; false: the
+// edge has ended.
+func (e *Edge) addLocked(sequence uint64, at int64, raw []byte, exact, wildcard uint32) bool {
 	if b := e.open; b == nil {
-		e.beginLocked()
+		e.beginLocked(at)
 	} else if len(b.Payload)+len(raw) > maxPayload || sequence-b.FirstSequence >= maxSpan {
 		e.sealLocked(sequence - 1)
-		e.beginLocked()
+		e.beginLocked(at)
 	}
 	b := e.open
 	b.Payload = append(b.Payload, raw...)
@@ -261,16 +333,16 @@ func (e *Edge) chargeLocked(bytes int) bool {
 	return true
 }
 
-// beginLocked opens a batch behind the coverage, with room for what the last
-// one had.
-func (e *Edge) beginLocked() {
+// beginLocked opens a batch behind the coverage, for an event that arrived at a
+// moment, with room for what the last one had.
+func (e *Edge) beginLocked(at int64) {
 	m := &message{}
 	m.response.Message = &m.wrapper
 	m.wrapper.Batch = &m.batch
 	b := &m.batch
 	b.Epoch = e.router.epoch
 	b.FirstSequence = e.covered + 1
-	b.BuiltUnixNs = e.router.lastFrame.Load() - e.router.lateness.Load()
+	b.BuiltUnixNs = at - e.router.lateness.Load()
 	size, events := max(e.room[0], minBatch), max(e.room[1], 4)
 	b.Payload = make([]byte, 0, size)
 	numbers := make([]uint32, 4*events)
@@ -354,15 +426,6 @@ func (e *Edge) gapLocked(sequence uint64, from, to time.Time) {
 	}}}, itemCost)
 }
 
-func (e *Edge) noticeLocked(ids []uint32, problem feedv1.TopicProblem) {
-	if !e.live {
-		return
-	}
-	e.pushLocked(&feedv1.SubscribeResponse{Message: &feedv1.SubscribeResponse_TopicNotice{TopicNotice: &feedv1.TopicNotice{
-		TopicIds: ids, Problem: problem,
-	}}}, itemCost+4*len(ids))
-}
-
 // endLocked ends the edge for a reason and drops its queue.
 func (e *Edge) endLocked(why Ended) {
 	if e.ended != NotEnded {
@@ -376,7 +439,7 @@ func (e *Edge) endLocked(why Ended) {
 
 // dropLocked forgets the queue; what is being sent still counts.
 func (e *Edge) dropLocked() {
-	e.queue, e.head, e.beats = nil, 0, 0
+	e.queue, e.head, e.beats, e.unsaid = nil, 0, 0, nil
 	e.open, e.message, e.opened, e.stamp = nil, nil, 0, 0
 	e.bytes = e.taken
 }

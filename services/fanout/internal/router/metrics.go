@@ -20,7 +20,7 @@ type Stats struct {
 	QueueBytes int // of all edges
 	RingBytes  int // that the ring takes
 	Resumed    uint64
-	Refused    uint64 // resumes that the ring could not serve
+	Refused    uint64 // resumes in the present epoch that the ring could not serve
 }
 
 // Stats returns the figures of now.

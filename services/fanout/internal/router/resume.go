@@ -18,14 +18,16 @@ const replayChunk = 256
 // An edge whose stream broke is away: its interest stays for the age of the
 // ring, because only then does the ring lack nothing of its topics.
 type resume struct {
-	epoch    *feedv1.Epoch // in which it was started; nil: not started or by a standby
+	epoch    *feedv1.Epoch // in which it was started, or the one before if by a standby
 	since    uint64        // sequence in epoch up to which its topics may not have been served
 	started  bool
-	former   *Edge       // holds the interest from before until this one is started
-	kept     bool        // it is a former, or away: Detach leaves the interest
-	detached bool        // Detach has been called
-	position uint64      // behind: end of what was read of the ring
-	expiry   *time.Timer // away: ends the interest
+	former   *Edge           // holds the interest from before until this one is started
+	kept     bool            // it is a former, or away: Detach leaves the interest
+	detached bool            // Detach has been called
+	position uint64          // behind: end of what was read of the ring
+	said     map[uint32]said // by the former: what the edge has heard if it was before a sequence
+	heard    uint64          // that sequence
+	expiry   *time.Timer     // away: ends the interest
 }
 
 // Attach adds an edge without interest. The edge attached before by the same id,
@@ -65,12 +67,22 @@ func (s *resume) stopLocked() {
 
 // Detach drops the edge's queue, and its interest: at once, or for a leader's
 // edge when the ring no longer goes back to now.
-func (e *Edge) Detach() {
-	e.detach()
+func (e *Edge) Detach() { e.end(false) }
+
+// Leave does as Detach for an edge that will not come back: its interest is
+// dropped at once.
+func (e *Edge) Leave() { e.end(true) }
+
+func (e *Edge) end(left bool) {
+	former := e.detach(left)
 	e.dropInterest()
+	if former != nil {
+		former.dropInterest()
+	}
 }
 
-func (e *Edge) detach() {
+// detach returns the former edge if it is no longer needed.
+func (e *Edge) detach(left bool) *Edge {
 	r := e.router
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -79,19 +91,23 @@ func (e *Edge) detach() {
 	delete(r.edges, e)
 	e.resume.detached = true
 	if e.resume.kept || r.byID[e.id] != e {
-		return
+		return nil
 	}
 	away := e
 	if !e.resume.started {
 		away, e.resume.former = e.resume.former, nil
 	}
-	if away == nil || r.ring.off() || r.role != feedv1.Role_ROLE_LEADER {
+	if away == nil || left || r.ring.off() || r.role != feedv1.Role_ROLE_LEADER {
 		delete(r.byID, e.id)
-		return
+		if away != nil {
+			away.resume.kept = false
+		}
+		return away
 	}
 	r.byID[e.id] = away
 	away.resume.kept = true
 	away.resume.expiry = time.AfterFunc(r.ring.bounds.Age, away.expire)
+	return nil
 }
 
 // expire ends the interest of an edge that stayed away.
@@ -160,16 +176,18 @@ func (e *Edge) start(epoch *feedv1.Epoch, sequence uint64, now time.Time) *Edge 
 	if former != nil {
 		former.resume.kept = false
 	}
-	if r.role == feedv1.Role_ROLE_LEADER && epoch != nil {
-		if proto.Equal(epoch, r.epoch) && e.resumeLocked(former, sequence, now) {
+	if r.role == feedv1.Role_ROLE_LEADER && proto.Equal(epoch, r.epoch) {
+		if e.resumeLocked(former, sequence, now) {
 			return former
 		}
-		r.refused++
+		if !r.ring.off() {
+			r.refused++
+		}
 		r.skipLocked()
+		e.resume.since = r.sequence
 	}
 	e.live = true
 	e.heartbeatLocked(now)
-	e.problemsLocked()
 	return former
 }
 
@@ -186,6 +204,7 @@ func (e *Edge) resumeLocked(former *Edge, sequence uint64, now time.Time) bool {
 	}
 	r.resumed++
 	e.resume.epoch, e.resume.since = former.resume.epoch, former.resume.since
+	e.resume.said, e.resume.heard = former.said, sequence
 	e.behind = true
 	e.covered, e.resume.position = sequence, sequence
 	e.stateLocked(now)
@@ -197,19 +216,10 @@ var nothing = Event{Kind: []byte{0}}
 
 // skipLocked gives a sequence number to nothing. An edge that asked to resume and
 // cannot must see a hole, also when it has all that was routed: its topics may not
-// have been served meanwhile.
+// have been served meanwhile. (Another epoch than the one it had is a hole by itself.)
 func (r *Router) skipLocked() {
 	r.sequence++
 	r.ring.event(&nothing, r.lastFrame.Load())
-}
-
-// problemsLocked tells of the topics that the vendor does not serve.
-func (e *Edge) problemsLocked() {
-	for id, t := range e.topics {
-		if t.problem != 0 {
-			e.noticeLocked([]uint32{id}, t.problem)
-		}
-	}
 }
 
 // replayLocked queues the next part of the ring. Behind its end, what is routed
@@ -225,13 +235,14 @@ func (e *Edge) replayLocked(now time.Time) {
 		at := r.ring.from(e.resume.position + 1)
 		for n := 0; n < replayChunk && e.resume.position < r.sequence && e.head == len(e.queue) && e.ended == NotEnded; n++ {
 			e.resume.position++
+			arrival := at.arrival()
 			event, from, to := at.read()
 			if len(event.Kind) == 0 {
 				e.gapLocked(e.resume.position, from, to)
 				continue
 			}
 			if exact, wildcard := e.idsLocked(&event); exact != 0 || wildcard != 0 {
-				e.addLocked(e.resume.position, event.Raw, exact, wildcard)
+				e.addLocked(e.resume.position, arrival, event.Raw, exact, wildcard)
 			}
 		}
 	}
@@ -242,7 +253,6 @@ func (e *Edge) replayLocked(now time.Time) {
 	if e.resume.position == r.sequence {
 		e.behind, e.live = false, true
 		e.heartbeatLocked(now)
-		e.problemsLocked()
 	}
 }
 

@@ -104,7 +104,7 @@ func TestResume(t *testing.T) {
 			e.Detach()
 			r.Follow(t0)
 			r.Lead(leader.Epoch{Generation: 7, Term: 2}, t0)
-		}, 2, []string{"T.A"}, []string{"heartbeat ROLE_LEADER 1 UPSTREAM_STATE_DOWN"}},
+		}, 2, []string{"T.A"}, []string{"heartbeat ROLE_LEADER 0 UPSTREAM_STATE_DOWN"}},
 		"no leader any more": {testRing, func(r *Router, e *Edge) {
 			e.Detach()
 			r.Follow(t0)
@@ -186,9 +186,121 @@ func TestAway(t *testing.T) {
 	})
 }
 
+// TestBreakBeforeTheFirstHeartbeat: a stream that was refused, and of which the
+// edge has seen nothing, gives the next one no right to be resumed.
+func TestBreakBeforeTheFirstHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New("stocks", testQueue, testRing)
+		r.Lead(epoch1, time.Now())
+		r.FrameSeen(time.Now())
+		e := attach(t, r, "e", "T.A")
+		r.Route([]Event{event("T", "A", 1)})
+		e.Detach()
+		time.Sleep(testRing.Age + time.Second) // T.A is not served any more
+		r.FrameSeen(time.Now())                // the acknowledgement of T.A
+		for want := range uint64(3) {
+			e = r.Attach("e")
+			if err := e.Change(nil, topic1(1, "T.A")); err != nil {
+				t.Fatal(err)
+			}
+			e.Resume(&feedv1.Epoch{Generation: epoch1.Generation, Term: epoch1.Term}, 1, time.Now())
+			if got := e.Next(time.Now()).GetHeartbeat().GetSequence(); got != want+2 {
+				t.Errorf("stream %d begins at %d, want %d", want, got, want+2)
+			}
+			e.Detach()
+		}
+	})
+}
+
+// TestLeave: nothing stays of an edge that will not come back, nor of one that
+// goes where nothing is kept.
+func TestLeave(t *testing.T) {
+	for name, end := range map[string]func(*testing.T, *Router, *Edge){
+		"at once": func(_ *testing.T, _ *Router, e *Edge) { e.Leave() },
+		"before it began": func(_ *testing.T, r *Router, e *Edge) {
+			e.Detach()
+			r.Attach("e").Leave()
+		},
+		"a stream that has not been noticed to break": func(_ *testing.T, r *Router, e *Edge) {
+			next := r.Attach("e")
+			next.Leave()
+			e.Detach()
+		},
+		"before it began, at a leader that stands down": func(_ *testing.T, r *Router, e *Edge) {
+			e.Detach()
+			next := r.Attach("e")
+			r.Follow(t0)
+			next.Detach()
+		},
+		"the same, noticed late": func(_ *testing.T, r *Router, e *Edge) {
+			next := r.Attach("e")
+			r.Follow(t0)
+			next.Detach()
+			e.Detach()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := New("stocks", testQueue, testRing)
+			r.Lead(epoch1, t0)
+			end(t, r, attach(t, r, "e", "T.A"))
+			if s := r.Stats(); s.Topics != 0 || s.Edges != 0 || len(r.byID) != 0 {
+				t.Errorf("stats %+v, %d edges kept", s, len(r.byID))
+			}
+		})
+	}
+}
+
+// TestRefused: only what a larger ring might have served counts as refused.
+func TestRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		bounds RingBounds
+		epoch  *feedv1.Epoch
+		want   uint64
+	}{
+		"the present epoch": {testRing, &feedv1.Epoch{Generation: 7, Term: 1}, 1},
+		"another epoch":     {testRing, &feedv1.Epoch{Generation: 6, Term: 3}, 0},
+		"no epoch":          {testRing, nil, 0},
+		"no ring":           {RingBounds{}, &feedv1.Epoch{Generation: 7, Term: 1}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := New("stocks", testQueue, c.bounds)
+			r.Lead(epoch1, t0)
+			e := r.Attach("e")
+			e.Resume(c.epoch, 0, t0)
+			defer e.Leave()
+			if s := r.Stats(); s.Refused != c.want || s.Resumed != 0 {
+				t.Errorf("stats %+v", s)
+			}
+		})
+	}
+}
+
+// TestReplayedTimes: a batch out of the ring says when its first event came.
+func TestReplayedTimes(t *testing.T) {
+	r := New("stocks", testQueue, testRing)
+	r.Lead(epoch1, t0)
+	attach(t, r, "e", "T.*").Detach()
+	at := []time.Duration{0, 1500 * time.Millisecond, 1700 * time.Millisecond, 4 * time.Second, 3 * time.Second, 8 * time.Second}
+	for i, after := range at {
+		r.FrameSeen(t0.Add(after))
+		r.Route([]Event{event("T", "A", i+1)})
+	}
+	r.Late(time.Second)
+	at[4] = at[3] // the clock was set back
+	for i, after := range at {
+		e := resumeOf(t, r, "e", uint64(i), "T.*")
+		e.Next(t0)
+		if b := e.Next(t0).GetBatch(); b.GetBuiltUnixNs() != t0.Add(after-time.Second).UnixNano() {
+			t.Errorf("event %d was built %v after the first frame, want %v", i+1, time.Unix(0, b.GetBuiltUnixNs()).Sub(t0), after-time.Second)
+		}
+		e.Detach()
+	}
+}
+
 // TestResumeModel: for random cuts, positions and interests, an edge that the
 // ring can serve gets what a filter over all that was ever routed yields, each
-// once, in order and without a hole; another one sees a hole.
+// once, in order and without a hole; another one sees a hole. So does one whose
+// interest was not kept, however many streams break before it hears of one.
 func TestResumeModel(t *testing.T) {
 	kinds, tickers := []string{"T", "Q", "ZZ"}, []string{"A", "B", "*"}
 	rapid.Check(t, func(t *rapid.T) {
@@ -272,26 +384,40 @@ func TestResumeModel(t *testing.T) {
 			},
 			"cut": func(t *rapid.T) {
 				verify()
-				before := m.covered
-				if rapid.Bool().Draw(t, "noticed") {
-					m.edge.Detach()
-				}
-				for range rapid.IntRange(0, 600).Draw(t, "missed") {
-					e := event("T", "A", len(all))
-					all = append(all, e)
-					r.Route([]Event{e})
-				}
+				before, lost := m.covered, false
 				resume := rapid.Uint64Range(min(since, before), before).Draw(t, "resume")
-				connect(t)
-				m.edge.Resume(&feedv1.Epoch{Generation: 7, Term: 1}, resume, now)
+				// The edge hears nothing of its streams but the last one.
+				for breaks := true; breaks; {
+					if rapid.Bool().Draw(t, "noticed") {
+						m.edge.Detach()
+					}
+					for range rapid.SampledFrom([]int{0, 1, 10, 600}).Draw(t, "missed") {
+						e := event("T", "A", len(all))
+						all = append(all, e)
+						r.Route([]Event{e})
+					}
+					if away := r.byID["e"]; away != nil && away.resume.expiry != nil && rapid.Bool().Draw(t, "stays away") {
+						away.expire()
+						lost = true // its topics are not served for a while
+					}
+					connect(t)
+					breaks = rapid.Bool().Draw(t, "breaks at once")
+					if breaks && rapid.Bool().Draw(t, "before it began") {
+						continue
+					}
+					refused := r.refused
+					m.edge.Resume(&feedv1.Epoch{Generation: 7, Term: 1}, resume, now)
+					if r.refused > refused {
+						all = append(all, nothing)
+						since = uint64(len(all))
+					}
+				}
 				h := m.edge.Next(now).GetHeartbeat()
 				switch {
-				case h.GetSequence() == resume && resume >= since:
-				case h.GetSequence() == uint64(len(all))+1 && resume+1 < r.ring.first():
-					all = append(all, nothing)
-					since = h.GetSequence()
+				case h.GetSequence() == resume && resume >= since && !lost:
+				case h.GetSequence() == since && since == uint64(len(all)) && since > before && (lost || resume+1 < r.ring.first()):
 				default:
-					t.Fatalf("resumed at %d of %d behind %d, ring from %d", h.GetSequence(), len(all), resume, r.ring.first())
+					t.Fatalf("resumed at %d of %d behind %d, ring from %d, lost %v", h.GetSequence(), len(all), resume, r.ring.first(), lost)
 				}
 				m.begun, m.covered = h.GetSequence(), h.GetSequence()
 			},

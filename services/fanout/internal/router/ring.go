@@ -10,9 +10,9 @@ const (
 	// chunkBytes is what the records of a chunk take, unless one alone takes more.
 	chunkBytes = 256 << 10
 	// chunkRecords is how many a chunk can have; the vendor's take 100 to 250 bytes.
-	chunkRecords = chunkBytes / 64
+	chunkRecords = chunkBytes / 96
 	// recordCost is what a record takes beside its bytes.
-	recordCost = 12
+	recordCost = 16
 	// chunkParts is how many chunks of a quiet market make up the age of its ring.
 	chunkParts = 4
 	// maxSpare is how many chunks wait to be used again, beside the bound.
@@ -48,9 +48,10 @@ type chunk struct {
 // record is an event, its original bytes, kind and symbol one behind the other;
 // or a gap, which has no kind: its two moments.
 type record struct {
-	end  uint32 // in the chunk's data
-	raw  uint32 // bytes of the event
-	kind uint32 // bytes of its kind
+	end   uint32 // in the chunk's data
+	raw   uint32 // bytes of the event
+	kind  uint32 // bytes of its kind
+	after uint32 // the chunk's first arrival, in milliseconds
 }
 
 // reset drops all records; the next one has a sequence.
@@ -75,7 +76,10 @@ func (g *ring) event(e *Event, at int64) {
 	}
 	c := g.room(len(e.Raw)+len(e.Kind)+len(e.Symbol), at)
 	c.data = append(append(append(c.data, e.Raw...), e.Kind...), e.Symbol...)
-	c.records = append(c.records, record{end: uint32(len(c.data)), raw: uint32(len(e.Raw)), kind: uint32(len(e.Kind))})
+	c.records = append(c.records, record{
+		end: uint32(len(c.data)), raw: uint32(len(e.Raw)), kind: uint32(len(e.Kind)),
+		after: uint32(max(at-c.began, 0) / int64(time.Millisecond)), // a clock may have been set back
+	})
 }
 
 // gap adds a gap.
@@ -162,6 +166,13 @@ func (g *ring) from(sequence uint64) cursor {
 		i--
 	}
 	return cursor{ring: g, chunk: i, index: int(sequence - g.chunks[i].first)}
+}
+
+// arrival is when the event of the place arrived, to the millisecond, in Unix
+// nanoseconds.
+func (at *cursor) arrival() int64 {
+	c := at.ring.chunks[at.chunk]
+	return c.began + int64(c.records[at.index].after)*int64(time.Millisecond)
 }
 
 // read returns the record of the place and goes on to the next. A gap has no

@@ -236,7 +236,6 @@ func (r *Router) Gap(from, to time.Time) {
 func (r *Router) Problem(topics []string, problem feedv1.TopicProblem) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	told := make(map[*Edge][]uint32)
 	for _, name := range topics {
 		t := r.findLocked(name)
 		if t == nil {
@@ -247,11 +246,8 @@ func (r *Router) Problem(topics []string, problem feedv1.TopicProblem) {
 			continue
 		}
 		for _, s := range t.subs {
-			told[s.edge] = append(told[s.edge], s.id)
+			s.edge.problemLocked(s.id)
 		}
-	}
-	for e, ids := range told {
-		e.noticeLocked(ids, problem)
 	}
 }
 

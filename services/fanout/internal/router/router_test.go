@@ -237,31 +237,6 @@ func TestBadInterest(t *testing.T) {
 	}
 }
 
-func TestProblems(t *testing.T) {
-	const (
-		unserved     = feedv1.TopicProblem_TOPIC_PROBLEM_NOT_ACKNOWLEDGED
-		unauthorized = feedv1.TopicProblem_TOPIC_PROBLEM_NOT_AUTHORIZED
-	)
-	r := New("stocks", testQueue, RingBounds{})
-	r.Lead(epoch1, t0)
-	e := attach(t, r, "e", "T.A", "NOI.*")
-	other := attach(t, r, "other", "Q.A")
-	r.Problem([]string{"NOI.*", "T.unknown", "ZZ.*"}, unauthorized)
-	expect(t, e, "notice [2] TOPIC_PROBLEM_NOT_AUTHORIZED")
-	expect(t, other)
-	if err := other.Change(nil, topic1(5, "NOI.*")); err != nil {
-		t.Fatal(err)
-	}
-	expect(t, other, "notice [5] TOPIC_PROBLEM_NOT_AUTHORIZED")
-	late := attach(t, r, "late", "NOI.*")
-	expect(t, late, "notice [1] TOPIC_PROBLEM_NOT_AUTHORIZED")
-	r.Problem([]string{"T.A"}, unserved)
-	expect(t, e, "notice [1] TOPIC_PROBLEM_NOT_ACKNOWLEDGED")
-	r.Problem([]string{"T.A"}, feedv1.TopicProblem_TOPIC_PROBLEM_UNSPECIFIED)
-	expect(t, e)
-	expect(t, attach(t, r, "later", "T.A"))
-}
-
 func TestOverflowCutsOneEdge(t *testing.T) {
 	r := New("stocks", testQueue, RingBounds{})
 	r.Lead(epoch1, t0)
