@@ -2,7 +2,7 @@ module github.com/cutemarkets/relay/hack
 
 go 1.26.0
 
-require github.com/cutemarkets/relay/proto v0.0.0 // indirect
+require github.com/cutemarkets/relay/proto v0.0.0
 
 replace github.com/cutemarkets/relay/proto => ../proto
 
