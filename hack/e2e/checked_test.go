@@ -41,7 +41,7 @@ func startStage(t *testing.T, o cluster.Options, feedsimArgs ...string) *stage {
 	args := map[string][]string{
 		"feedsim": append([]string{"--truth=" + file, "--quiesced", "--stamp"}, feedsimArgs...),
 		"fanout":  {"--edge-queue-bytes=268435456"},
-		"edge":    {"--queue-bytes=268435456"},
+		"edge":    {"--queue-bytes=268435456", "--max-option-quotes=1000"},
 	}
 	for part, more := range o.Args {
 		args[part] = append(args[part], more...)
