@@ -68,7 +68,8 @@ type path struct {
 
 func startPath(t *testing.T) *path {
 	t.Helper()
-	s := startStage(t, cluster.Options{Rate: pathRate})
+	// By the other rule a connection without events counts later, and its gap is longer.
+	s := startStage(t, cluster.Options{Rate: pathRate, Args: map[string][]string{"fanout": {"--upstream-on-limit=kick-oldest"}}})
 	p := &path{witnesses: newWitnesses(s), t: t}
 	exact := []string{"AM.*", markTopic}
 	for i, ticker := range tape.Tickers(tape.Stocks, 200) {
